@@ -1,0 +1,1 @@
+"""nexttok: tokenizers and autoregressive objectives of visual and multimodal generation in JAX."""

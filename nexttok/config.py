@@ -1,0 +1,83 @@
+"""Config sections: named, typed, checked before anything runs or is written.
+
+A section of a config (`config.tokenizer`, `config.train.generator`, ...) becomes one frozen
+dataclass whose fields are the allowed keys. `build` refuses unknown keys, missing keys and wrong
+types with one error that names the field, its value and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import typing
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """Bad input, told in one line: the field, its value, and what is allowed."""
+
+
+def check(condition: bool, field: str, value: object, allowed: str) -> None:
+    """Raises ConfigError("config.<field> = <value>: expected <allowed>") unless `condition`."""
+    if not condition:
+        raise ConfigError(f"config.{field} = {value!r}: expected {allowed}")
+
+
+def check_keys(section: ConfigDict, allowed, where: str) -> None:
+    """Raises ConfigError when `section` (at config.<where>) lacks a key or has one too many."""
+    prefix = f"config.{where}" if where else "config"
+    if not isinstance(section, ConfigDict):
+        raise ConfigError(f"{prefix} = {section!r}: expected a section with {sorted(allowed)}")
+    for key in section:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ConfigError(
+                f"{prefix}.{key} = {section[key]!r}: unknown key{hint}; "
+                f"allowed are {', '.join(sorted(allowed))}"
+            )
+    for key in allowed:
+        if key not in section:
+            raise ConfigError(f"{prefix}.{key} is missing")
+
+
+def _matches(value, kind) -> bool:
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        element = typing.get_args(kind)[0]
+        return isinstance(value, tuple | list) and all(_matches(v, element) for v in value)
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, kind)
+
+
+def build(cls, section: ConfigDict, where: str, **given):
+    """Makes the dataclass `cls` from a config section, checking every key and type.
+
+    Args:
+      cls: a dataclass; its fields of type int, float, bool, str or tuple[...] are the keys.
+      section: the ConfigDict found at `config.<where>`; a `name` key (the component's file) is
+        dropped unless it is a field.
+      where: dotted path used in messages, for example "tokenizer".
+      given: fields that come from elsewhere (a token spec, a data spec), not from the section.
+
+    Returns:
+      An instance of `cls`.
+
+    Raises:
+      ConfigError: unknown or missing key, or a value of the wrong type.
+    """
+    kinds = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in given]
+    allowed = [*names, "name"] if isinstance(section, ConfigDict) and "name" in section else names
+    check_keys(section, list(dict.fromkeys(allowed)), where)
+    values = {}
+    for key in names:
+        value, kind = section[key], kinds[key]
+        described = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
+        check(_matches(value, kind), f"{where}.{key}", value, f"a value of type {described}")
+        if typing.get_origin(kind) is tuple:
+            value = tuple(value)
+        values[key] = float(value) if kind is float else value
+    return cls(**values, **given)

@@ -1,0 +1,41 @@
+"""results.json: every final number of a run."""
+
+import json
+import math
+import os
+import pathlib
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _check_finite(value, where: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_finite(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check_finite(inner, f"{where}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} = {value}: expected a finite number")
+
+
+def write_results(path: str | os.PathLike, results: dict) -> None:
+    """Writes results as sorted JSON.
+
+    Raises:
+      ValueError: a number is not finite; nothing is written.
+    """
+    _check_finite(results, "results")
+    write_text(path, json.dumps(results, indent=2, sort_keys=True) + "\n")
+
+
+def read_results(path: str | os.PathLike) -> dict:
+    """Reads what write_results wrote."""
+    return json.loads(pathlib.Path(path).read_text())

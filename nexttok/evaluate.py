@@ -1,0 +1,204 @@
+"""Held-out numbers and pictures of a finished run."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nexttok.data.loader import load_source, make_loader
+from nexttok.evals import frechet, metrics
+from nexttok.evals.classifier import class_agreement, train_classifier
+from nexttok.evals.memorization import memorization
+from nexttok.experiment import Experiment
+from nexttok.rng import stream
+from nexttok.samplers.executor import generate
+from nexttok.samplers.logits import warper
+from nexttok.tokenizers.nested import prefix_lengths
+from nexttok.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Jitted functions of one experiment with its trained parameters.
+
+    Attributes:
+      experiment: the parts.
+      params: {"tokenizer": with its frozen parts merged in, "generator": if trained}.
+    """
+
+    experiment: Experiment
+    params: dict
+
+    @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Prefix lengths that are measured: powers of two up to N, or N alone."""
+        spec = self.experiment.tokenizer.spec
+        return prefix_lengths(spec.length) if spec.nested else (spec.length,)
+
+    @functools.cached_property
+    def encode(self):
+        """images [B, H, W, C] -> Tokens."""
+        tokenizer = self.experiment.tokenizer
+        encode = jax.jit(lambda params, x: tokenizer.encode(params, x, None))
+        return lambda x: encode(self.params["tokenizer"], x)
+
+    @functools.cached_property
+    def decode(self):
+        """(ids [B, N], prefix length, key) -> images clipped to [-1, 1]."""
+        tokenizer = self.experiment.tokenizer
+
+        @jax.jit
+        def decode(params, ids, keep, key):
+            kept = jnp.full((len(ids),), keep, jnp.int32)
+            return jnp.clip(tokenizer.decode(params, Tokens(ids=ids), key, kept), -1.0, 1.0)
+
+        return lambda ids, keep, key: decode(self.params["tokenizer"], ids, keep, key)
+
+    @functools.cached_property
+    def nats(self):
+        """(tokens, labels) -> mean negative log-likelihood per token of each example, nats."""
+        gen = self.experiment.generator
+        loss = jax.jit(lambda params, tokens, label: gen.loss(params, tokens, label, None)[0])
+        return lambda tokens, label: loss(self.params["generator"], tokens, label).mean(-1)
+
+    @functools.cached_property
+    def sample(self):
+        """(labels [B], key) -> ids [B, n] of `config.sample.tokens` tokens (all, when 0)."""
+        gen, cfg = self.experiment.generator, self.experiment.sample
+        plan = gen.full_plan.prefix(cfg.tokens or gen.spec.length)
+        warp = warper(cfg.temperature, cfg.top_k, cfg.top_p)
+
+        @jax.jit
+        def sample(params, label, key):
+            copies = 2 if cfg.guidance != 1.0 else 1
+            cache = gen.init_cache(copies * len(label), plan.length)
+            step = gen.step_fn(params, label, cfg.guidance, warp)
+            return generate(step, plan, len(label), cache, key)[0]
+
+        return lambda label, key: sample(self.params["generator"], label, key)
+
+
+def held_out(experiment: Experiment, limit: int) -> dict[str, np.ndarray]:
+    """The first `limit` held-out images and labels."""
+    batch = experiment.eval.batch_size
+    parts: dict[str, list] = {"image": [], "label": []}
+    loader = make_loader(experiment.data, "test", batch, experiment.config.seed)
+    seen = 0
+    for part in loader:
+        mask = part["mask"]
+        for name, rows in parts.items():
+            rows.append(part[name][mask])
+        seen += int(mask.sum())
+        if seen >= limit:
+            break
+    return {name: np.concatenate(rows)[:limit] for name, rows in parts.items()}
+
+
+def batched(fn, size: int, *arrays: np.ndarray, key: Any = None) -> np.ndarray:
+    """Applies fn to batches of exactly `size` rows (the last one padded), so it compiles once.
+
+    fn takes the batch arrays, and a key folded from the batch number when `key` is given.
+    """
+    count, outs = len(arrays[0]), []
+    for i, at in enumerate(range(0, count, size)):
+        part = [a[at : at + size] for a in arrays]
+        short = size - len(part[0])
+        part = [np.concatenate([p, np.repeat(p[-1:], short, 0)]) for p in part]
+        extra = () if key is None else (stream(key, i),)
+        outs.append(np.asarray(fn(*part, *extra))[: size - short])
+    return np.concatenate(outs)
+
+
+def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]:
+    """PSNR, SSIM, bits at every prefix length; codebook usage.
+
+    Returns:
+      Results, and decoded images by prefix length (for the picture).
+    """
+    exp = models.experiment
+    size = min(exp.eval.batch_size, len(images))
+    ids = batched(lambda x: models.encode(x).ids, size, images)
+    rows, decoded = [], {}
+    for length in models.lengths:
+        out = batched(
+            lambda i, k, n=length: models.decode(i, n, k), size, ids, key=stream(key, length)
+        )
+        decoded[length] = out
+        rows.append(
+            {
+                "tokens": length,
+                "bits": float(metrics.bits_per_image(length, exp.tokenizer.spec.vocab)),
+                "psnr": float(np.mean(metrics.psnr(images, out))),
+                "ssim": float(np.mean(metrics.ssim(images, out))),
+            }
+        )
+    usage = metrics.codebook_usage(ids, exp.tokenizer.spec.vocab)
+    return {"images": len(images), "prefixes": rows, "codebook": usage}, decoded
+
+
+def likelihood(models: Models, images: np.ndarray, labels: np.ndarray) -> dict:
+    """Held-out negative log-likelihood in bits per token and per image."""
+    size = min(models.experiment.eval.batch_size, len(images))
+    nats = batched(lambda x, y: models.nats(models.encode(x), y), size, images, labels)
+    bits = float(nats.mean() / np.log(2))
+    n = models.experiment.generator.spec.length
+    return {"bits_per_token": bits, "bits_per_image": bits * n}
+
+
+def judge(experiment: Experiment, test: dict[str, np.ndarray]):
+    """The classifier of the real data in whose features and labels samples are judged."""
+    cfg = experiment.data
+    batches = make_loader(cfg, "train", 128, experiment.config.seed + 1)
+    try:
+        return train_classifier(
+            batches, test["image"], test["label"], cfg.num_classes,
+            experiment.eval.classifier_steps, experiment.config.seed,
+        )  # fmt: skip
+    finally:
+        batches.close()
+
+
+def train_images(experiment: Experiment, limit: int) -> np.ndarray:
+    """The first `limit` training images, not augmented."""
+    source = load_source(experiment.data, "train", experiment.config.seed)
+    return np.stack([source[i]["image"] for i in range(min(limit, len(source)))])
+
+
+def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tuple[dict, dict]:
+    """Draws class-balanced samples and measures them at every prefix length.
+
+    Returns:
+      Results (class agreement and Frechet distance by length, memorization at full length), and
+      images by length with their labels.
+    """
+    exp = models.experiment
+    count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
+    labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
+    ids = batched(models.sample, size, labels, key=stream(key, "ids"))
+    made = ids.shape[1]
+    real = classifier.features(test["image"])
+    rows, drawn = [], {}
+    for length in [n for n in models.lengths if n < made] + [made]:
+        out = batched(
+            lambda i, k, n=length: models.decode(i, n, k), size, ids, key=stream(key, length)
+        )
+        drawn[length] = out
+        row = {
+            "tokens": length,
+            "frechet_distance": float(frechet.frechet_distance(classifier.features(out), real)),
+        }
+        if exp.data.num_classes > 1:
+            row["class_agreement"] = float(class_agreement(classifier, out, labels))
+        rows.append(row)
+    reference = train_images(exp, 5000)
+    results = {
+        "count": count,
+        "prefixes": rows,
+        "memorization": memorization(drawn[made], reference),
+        "classifier_accuracy": float(classifier.accuracy),
+        "network_calls": models.experiment.generator.full_plan.prefix(made).calls,
+    }
+    return results, {"labels": labels, "images": drawn}

@@ -1,0 +1,167 @@
+"""A config made into checked objects: the one place where the parts of an experiment meet."""
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nexttok import generator, tokenizers
+from nexttok.config import build, check, check_keys
+from nexttok.data.loader import DataConfig
+from nexttok.mesh import MeshConfig
+from nexttok.nn import vit
+from nexttok.optim import StageConfig
+from nexttok.samplers.logits import warper
+
+SECTIONS = (
+    "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "mesh", "data",
+    "train", "features", "latent", "tokenizer", "generator", "sample", "eval",
+)  # fmt: skip
+STAGES = ("latent", "tokenizer", "generator")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """`config.sample`: see configs/common.py."""
+
+    per_class: int
+    tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance: float
+
+    def __post_init__(self):
+        check(self.per_class >= 1, "sample.per_class", self.per_class, "at least 1")
+        check(self.tokens >= 0, "sample.tokens", self.tokens, "at least 0 (0 for all)")
+        warper(self.temperature, self.top_k, self.top_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """`config.eval`: see configs/common.py."""
+
+    batch_size: int
+    images: int
+    samples: int
+    classifier_steps: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            check(value >= 1, f"eval.{field.name}", value, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs, checked against each other before anything is written.
+
+    Attributes:
+      config: the ConfigDict it was made from.
+      data, mesh, sample, eval: their sections.
+      train: stage name -> its training section, in the order of training.
+      latent: autoencoder under the tokenizer, or None; features: alignment provider, or None.
+      tokenizer: the tokenizer; generator: the generator of its tokens, or None without that stage.
+    """
+
+    config: ConfigDict
+    data: DataConfig
+    mesh: MeshConfig
+    train: dict[str, StageConfig]
+    latent: Any
+    features: Any
+    tokenizer: Any
+    generator: generator.Generator | None
+    sample: SampleConfig
+    eval: EvalConfig
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the data's pictures."""
+        return (self.data.resolution, self.data.resolution, self.data.channels)
+
+
+def resolve(config: ConfigDict) -> Experiment:
+    """Builds and checks every part of a config.
+
+    Raises:
+      ConfigError: naming the field, its value and what is allowed.
+    """
+    check_keys(config, SECTIONS, "")
+    dtypes = ("float32", "bfloat16")
+    check(config.dtype in dtypes, "dtype", config.dtype, " | ".join(dtypes))
+    check(isinstance(config.seed, int) and config.seed >= 0, "seed", config.seed, "an int >= 0")
+    passes = config.cached_passes
+    check(isinstance(passes, int) and passes >= 0, "cached_passes", passes, "an int >= 0")
+    stages = tuple(config.stages)
+    data = build(DataConfig, config.data, "data")
+    shape = (data.resolution, data.resolution, data.channels)
+    has_latent = bool(config.latent.name)
+    expected = tuple(s for s in STAGES if s != "latent" or has_latent)
+    allowed = [expected[:n] for n in range(1, len(expected) + 1)]
+    check(stages in allowed, "stages", stages, " | ".join(map(str, allowed)))
+    check_keys(config.train, STAGES, "train")
+    train = {s: stage_config(config, s) for s in stages}
+    latent = None
+    if has_latent:
+        latent = component("latent", config.latent).make(config.latent, shape, config.dtype)
+    features = make_features(config.features)
+    module = component("tokenizer", config.tokenizer)
+    tokenizer = module.make(config.tokenizer, shape, config.dtype, latent, features)
+    sample = build(SampleConfig, config.sample, "sample")
+    gen = None
+    if "generator" in stages:
+        gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
+        check(sample.tokens <= gen.spec.length, "sample.tokens", sample.tokens,
+              f"0 .. {gen.spec.length}")  # fmt: skip
+        unguided = sample.guidance == 1 or gen.class_dropout > 0
+        check(unguided, "sample.guidance", sample.guidance,
+              "1, as nothing is trained without a class (generator.class_dropout = 0)")  # fmt: skip
+    return Experiment(
+        config=config,
+        data=data,
+        mesh=build(MeshConfig, config.mesh, "mesh"),
+        train=train,
+        latent=latent,
+        features=features,
+        tokenizer=tokenizer,
+        generator=gen,
+        sample=sample,
+        eval=build(EvalConfig, config.eval, "eval"),
+    )
+
+
+def component(section: str, config: ConfigDict):
+    """The module nexttok.tokenizers.<config.name>; a component's name is its file."""
+    names = [m.name for m in pkgutil.iter_modules(tokenizers.__path__)]
+    names = [n for n in names if hasattr(_module(n), "make")]
+    name = config.name if "name" in config else ""
+    check(name in names, f"{section}.name", name, " | ".join(names))
+    return _module(name)
+
+
+def _module(name):
+    return importlib.import_module(f"nexttok.tokenizers.{name}")
+
+
+def make_features(config: ConfigDict):
+    """The alignment loss's feature provider, or None when config.features.name is ''."""
+    check_keys(config, ("name", "preset", "checkpoint"), "features")
+    check(config.name in ("", "dinov2"), "features.name", config.name, "'' | dinov2")
+    return vit.make(config.preset) if config.name else None
+
+
+def stage_config(config: ConfigDict, stage: str) -> StageConfig:
+    """`config.train.<stage>`, checked."""
+    where = f"train.{stage}"
+    cfg = build(StageConfig, config.train[stage], where)
+    for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep"):
+        check(getattr(cfg, name) >= 1, f"{where}.{name}", getattr(cfg, name), "at least 1")
+    check(cfg.batch_size % cfg.accumulate == 0, f"{where}.accumulate", cfg.accumulate,
+          f"a divisor of {where}.batch_size = {cfg.batch_size}")  # fmt: skip
+    check(cfg.save_every % cfg.log_every == 0, f"{where}.save_every", cfg.save_every,
+          f"a multiple of {where}.log_every = {cfg.log_every}")  # fmt: skip
+    check(0 <= cfg.ema < 1, f"{where}.ema", cfg.ema, "at least 0 and below 1")
+    return cfg

@@ -1,0 +1,1 @@
+"""Released checkpoints in: official state-dict names to nexttok parameters."""

@@ -1,0 +1,169 @@
+"""The only entry: python -m nexttok.main --config=configs/flextok.py[:variant] [--mode=...]."""
+
+import argparse
+import ast
+import importlib.util
+import logging
+import pathlib
+import sys
+
+from ml_collections import ConfigDict
+
+from nexttok.config import ConfigError
+
+MODES = {
+    "train": "train every stage (resuming), then measure, draw pictures and write the report",
+    "eval": "measure a finished run again",
+    "sample": "draw images from a finished run (config.sample.*)",
+    "compile": "compile the training steps and print bytes and FLOPs per device; nothing is run",
+}
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Runs get_config(variant) of "path.py[:variant]".
+
+    Raises:
+      ConfigError: no such file or variant.
+    """
+    name, _, variant = spec.partition(":")
+    path = pathlib.Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        known = ", ".join(sorted(f"configs/{p.name}" for p in pathlib.Path("configs").glob("*.py")
+                                 if p.stem not in ("__init__", "common")))  # fmt: skip
+        raise ConfigError(f"--config = {spec!r}: expected a config file, such as {known}")
+    root = str(path.resolve().parent.parent)  # so that a config finds configs.common
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    loader = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    try:
+        return module.get_config(variant) if variant else module.get_config()
+    except ValueError as error:
+        raise ConfigError(f"--config = {spec!r}: {error}") from error
+
+
+def override(config: ConfigDict, assignment: str) -> None:
+    """Applies "a.b=value" in place, typed like the value it replaces.
+
+    Raises:
+      ConfigError: no such key, or a value of another type.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise ConfigError(f"--config.{path}: expected --config.{path}=value")
+    *parents, last = path.split(".")
+    section = config
+    for i, part in enumerate([*parents, last]):
+        where = ".".join(["config", *parents[:i]])
+        if not isinstance(section, ConfigDict) or part not in section:
+            keys = sorted(section) if isinstance(section, ConfigDict) else []
+            raise ConfigError(
+                f"config.{path} = {text!r}: unknown key; {where} has {', '.join(keys) or 'no keys'}"
+            )
+        if i < len(parents):
+            section = section[part]
+    section[last] = parse(text, section[last], f"config.{path}")
+
+
+def parse(text: str, like: object, where: str) -> object:
+    """Reads `text` as a value of the type of `like`."""
+    kind = type(like)
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if isinstance(like, tuple):
+            return _tuple(text, like)
+        if isinstance(like, int | float | str):
+            return kind(text)
+    except (KeyError, ValueError, SyntaxError) as error:
+        expected = "true or false" if kind is bool else f"a value of type {kind.__name__}"
+        raise ConfigError(f"{where} = {text!r}: expected {expected}, like {like!r}") from error
+    raise ConfigError(f"{where} = {text!r}: expected one of its keys, {', '.join(sorted(like))}")
+
+
+def _tuple(text: str, like: tuple) -> tuple:
+    """(8, 5) or 8,5; strings need no quotes."""
+    items = [t.strip().strip("'\"") for t in text.strip("()[] ").split(",") if t.strip()]
+    if like and isinstance(like[0], str):
+        return tuple(items)
+    return tuple(ast.literal_eval(t) for t in items)
+
+
+def describe(config: ConfigDict, prefix: str = "config") -> str:
+    """One line per key: --config.a.b=value."""
+    lines = []
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            lines.append(describe(value, f"{prefix}.{key}"))
+        else:
+            lines.append(f"  --{prefix}.{key}={value}")
+    return "\n".join(line for line in lines if line)
+
+
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the config overrides among them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nexttok.main",
+        description="Trains, measures and samples tokenizers and generators. A paper is a config; "
+        "running the same command again resumes.",
+        epilog="Any key of the config can be set: --config.seed=1 --config.data.source=photos "
+        "--config.mesh.tensor=2. `--config=FILE --help` lists them all with their values.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    modes = "; ".join(f"{k}: {v}" for k, v in MODES.items())
+    parser.add_argument("--config", metavar="FILE.py[:VARIANT]", help="for example configs/flextok.py:tiny")
+    parser.add_argument("--workdir", metavar="DIR", help="default: runs/<config>_<variant>")
+    parser.add_argument("--mode", choices=list(MODES), default="train", help=modes)
+    parser.add_argument("--topology", default="", help="compile: a TPU slice such as v5p:2x2x1")
+    parser.add_argument("-h", "--help", action="store_true", help="this text, and the config's keys")
+    overrides, rest = [], []
+    for word in argv:
+        (overrides if word.startswith("--config.") else rest).append(word)
+    args = parser.parse_args(rest)
+    if args.help:
+        parser.print_help()
+        if args.config:
+            print(f"\nkeys of {args.config}:\n{describe(load_config(args.config))}")
+        raise SystemExit(0)
+    if not args.config:
+        parser.error("--config is required, for example --config=configs/flextok.py")
+    return args, [word.removeprefix("--config.") for word in overrides]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses the command line and runs one mode; bad input ends in one line and exit status 2."""
+    args, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("absl", "orbax", "jax"):  # their warnings are about their own internals
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        config = load_config(args.config)
+        for assignment in overrides:
+            override(config, assignment)
+        dispatch(args, config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
+    """Runs the mode."""
+    from nexttok import experiment, run  # jax loads here: --help and typing errors stay instant
+
+    exp = experiment.resolve(config)
+    name, _, variant = args.config.partition(":")
+    workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
+    if args.mode == "compile":
+        run.run_compile(exp, args.topology)
+    else:
+        {"train": run.run_train, "eval": run.run_eval, "sample": run.run_sample}[args.mode](
+            exp, workdir
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Attention masked by step ids, with an explicit key-value cache.
+
+One rule gives every mask of the library: slot k is visible to slot q when step[k] <= step[q].
+Causal, bidirectional, prefix and block-causal attention differ in the steps alone.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nexttok.nn.linear import Linear
+from nexttok.nn.norms import Norm
+from nexttok.nn.positions import rotate
+
+UNFILLED = jnp.iinfo(jnp.int32).max  # step of a cache slot that holds nothing: visible to nobody
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the slots processed so far.
+
+    Attributes:
+      keys, values: [layers, B, S, H, d]; inside a layer [B, S, H, d].
+      steps: int32 [S], the step of each slot, UNFILLED where nothing was written.
+      cursor: int32 [], the slot that is written next.
+    """
+
+    keys: Float[Array, "..."]
+    values: Float[Array, "..."]
+    steps: Int[Array, "S"]
+    cursor: Int[Array, ""]
+
+
+def empty_cache(
+    layers: int, batch: int, slots: int, heads: int, head_dim: int, dtype: str = "float32"
+) -> Cache:
+    """A cache with room for `slots` slots and nothing in it."""
+    shape = (layers, batch, slots, heads, head_dim)
+    return Cache(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        steps=jnp.full((slots,), UNFILLED, jnp.int32),
+        cursor=jnp.zeros((), jnp.int32),
+    )
+
+
+def visible(
+    query_steps: Int[Array, "*b Q"], key_steps: Int[Array, "*b K"], strict: bool = False
+) -> Bool[Array, "*b Q K"]:
+    """True where a query may read a key: step[key] <= step[query], or < when `strict`."""
+    q, k = query_steps[..., :, None], key_steps[..., None, :]
+    return k < q if strict else k <= q
+
+
+def attend(
+    q: Float[Array, "B Q H d"],
+    k: Float[Array, "B K H d"],
+    v: Float[Array, "B K H d"],
+    mask: Bool[Array, "Q K"] | Bool[Array, "B Q K"] | None,
+    scale: float,
+) -> Float[Array, "B Q H d"]:
+    """softmax(scale q k^T) v over visible keys; scores and softmax in float32."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
+    if mask is not None:
+        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def write(cache: Cache, k: Array, v: Array, steps: Int[Array, "Q"]) -> Cache:
+    """Puts one layer's new keys and values [B, Q, H, d] at the cursor; the cursor stays."""
+    at = (0, cache.cursor, 0, 0)
+    return cache.replace(
+        keys=jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at),
+        values=jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at),
+        steps=jax.lax.dynamic_update_slice(cache.steps, steps, (cache.cursor,)),
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self- or cross-attention.
+
+    Attributes:
+      width, head_dim: heads = width / head_dim.
+      bias: biases of the four projections.
+      qk_norm: none | layer | rms, per head; `qk_affine` learns its scale.
+      scale: of the scores; 0 for 1/sqrt(head_dim).
+      dropout: on the output projection.
+      init: of the projections.
+    """
+
+    width: int
+    head_dim: int
+    bias: bool = False
+    qk_norm: str = "none"
+    qk_affine: bool = False
+    scale: float = 0.0
+    dropout: float = 0.0
+    init: str = "xavier"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        steps: Int[Array, "S"] | Int[Array, "B S"] | None = None,
+        angles: Float[Array, "S half"] | None = None,
+        context: Float[Array, "B K E"] | None = None,
+        context_mask: Bool[Array, "B K"] | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B S D"], Cache | None]:
+        """Returns the output and, when one was given, the cache with this layer's slots written.
+
+        Self-attention reads x by `steps` (None: everything is visible); with a cache it also reads
+        the slots written before. Cross-attention reads `context` where `context_mask` is True.
+        """
+        heads = self.width // self.head_dim
+        source = x if context is None else context
+
+        def project(name, inputs):
+            y = Linear(self.width, self.bias, self.init, self.dtype, name=name)(inputs)
+            return y.reshape(*y.shape[:-1], heads, self.head_dim)
+
+        q, k, v = project("wq", x), project("wk", source), project("wv", source)
+        q = Norm(self.qk_norm, self.qk_affine, name="q_norm")(q)
+        k = Norm(self.qk_norm, self.qk_affine, name="k_norm")(k)
+        if angles is not None and context is None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        if context is not None:
+            mask = None
+            if context_mask is not None:
+                mask = jnp.broadcast_to(context_mask[:, None], (*x.shape[:2], source.shape[1]))
+        elif cache is not None:
+            cache = write(cache, k, v, steps)
+            k, v, mask = cache.keys, cache.values, visible(steps, cache.steps)
+        else:
+            mask = None if steps is None else visible(steps, steps)
+        y = attend(q, k.astype(q.dtype), v.astype(q.dtype), mask, self.scale or self.head_dim**-0.5)
+        y = Linear(self.width, self.bias, self.init, self.dtype, name="proj")(
+            y.reshape(*x.shape[:2], self.width)
+        )
+        return nn.Dropout(self.dropout, deterministic=not train)(y), cache

@@ -1,0 +1,123 @@
+"""Optimizers, schedules and the moving average of weights."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from nexttok.config import check
+from nexttok.mesh import path_name
+
+OPTIMIZERS, SCHEDULES = ("adamw", "adam", "lion", "muon"), ("cosine", "constant")
+
+# Never decayed, whatever their rank: embeddings, positions, learned tokens, biases, scales.
+NO_DECAY = re.compile(
+    r"(bias|scale|gamma|embedding|positions|registers|sos|\w+_tokens?)$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """`config.train.<stage>`: see configs/common.py for each key."""
+
+    steps: int
+    batch_size: int
+    accumulate: int
+    optimizer: str
+    learning_rate: float
+    final_learning_rate: float
+    schedule: str
+    warmup: int
+    weight_decay: float
+    b1: float
+    b2: float
+    clip: float
+    ema: float
+    log_every: int
+    save_every: int
+    keep: int
+
+
+def make_schedule(cfg: StageConfig, where: str) -> optax.Schedule:
+    """Linear warm-up from 0, then cosine to `final_learning_rate`, or constant.
+
+    Raises:
+      ConfigError: unknown schedule, or a value out of range.
+    """
+    check(cfg.schedule in SCHEDULES, f"{where}.schedule", cfg.schedule, " | ".join(SCHEDULES))
+    check(cfg.learning_rate > 0, f"{where}.learning_rate", cfg.learning_rate, "above 0")
+    check(0 <= cfg.warmup <= cfg.steps, f"{where}.warmup", cfg.warmup, f"0 .. {cfg.steps}")
+    low, high = cfg.final_learning_rate, cfg.learning_rate
+    check(0 <= low <= high, f"{where}.final_learning_rate", low, f"0 .. {high}")
+    rest = max(1, cfg.steps - cfg.warmup)
+    if cfg.schedule == "cosine":
+        after = optax.cosine_decay_schedule(high, rest, low / high)
+    else:
+        after = optax.constant_schedule(high)
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, high, max(1, cfg.warmup)), after], [cfg.warmup]
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the matrices that weight decay applies to."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim >= 2 and not NO_DECAY.search(path_name(path)), params
+    )
+
+
+def make_optimizer(cfg: StageConfig, where: str) -> optax.GradientTransformation:
+    """Clipping, then the optimizer with its schedule; decay on matrices only.
+
+    Raises:
+      ConfigError: unknown optimizer, or a value out of range.
+    """
+    check(cfg.optimizer in OPTIMIZERS, f"{where}.optimizer", cfg.optimizer, " | ".join(OPTIMIZERS))
+    check(cfg.weight_decay >= 0, f"{where}.weight_decay", cfg.weight_decay, "at least 0")
+    check(cfg.clip >= 0, f"{where}.clip", cfg.clip, "at least 0 (0 for none)")
+    for name in ("b1", "b2"):
+        check(0 <= getattr(cfg, name) < 1, f"{where}.{name}", getattr(cfg, name), "0 .. 1, below 1")
+    rate = make_schedule(cfg, where)
+    betas = dict(b1=cfg.b1, b2=cfg.b2)
+    if cfg.optimizer == "adamw":
+        core = optax.adamw(rate, **betas, weight_decay=cfg.weight_decay, mask=decay_mask)
+    elif cfg.optimizer == "adam":
+        core = optax.adam(rate, **betas)
+    elif cfg.optimizer == "lion":
+        core = optax.lion(rate, **betas, weight_decay=cfg.weight_decay, mask=decay_mask)
+    else:
+        core = _muon(rate, cfg)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core
+
+
+def _muon(rate: optax.Schedule, cfg: StageConfig) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024) on weight matrices, scanned ones layer by layer; Adam elsewhere.
+
+    Updates are scaled to Adam's RMS (Liu et al., "Muon is Scalable for LLM Training", 2025), so
+    one learning rate serves both.
+    """
+
+    def dimensions(params):
+        def one(path, leaf):
+            if NO_DECAY.search(path_name(path)) or leaf.ndim not in (2, 3):
+                return None
+            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    return optax.contrib.muon(
+        rate, adam_b1=cfg.b1, adam_b2=cfg.b2, weight_decay=cfg.weight_decay,
+        weight_decay_mask=decay_mask, adam_weight_decay=0.0, consistent_rms=0.2,
+        muon_weight_dimension_numbers=dimensions,
+    )  # fmt: skip
+
+
+def ema_update(ema: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:
+    """d ema + (1 - d) params with d = min(decay, (1 + step) / (10 + step))."""
+    step = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, b: d.astype(a.dtype) * a + (1.0 - d).astype(a.dtype) * b, ema, params)

@@ -1,0 +1,425 @@
+"""The modes of the command line: train, eval, sample, compile."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nexttok import evaluate, train
+from nexttok.checkpoint import restore_params
+from nexttok.config import ConfigError, check
+from nexttok.data.loader import make_loader
+from nexttok.evals import pictures, report, results
+from nexttok.experiment import Experiment
+from nexttok.interop import dinov2
+from nexttok.mesh import batch_sharding, make_mesh, param_shardings, use_mesh
+from nexttok.rng import stream
+from nexttok.train import Task
+from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
+
+log = logging.getLogger("nexttok")
+
+# Sections that may change between a run and its continuation: they do not touch what was trained.
+FREE = ("eval", "sample", "mesh")
+
+
+def make_task(exp: Experiment, stage: str) -> Task:
+    """The trainable of a stage; `frozen` holds what `frozen_for` returns."""
+    if stage == "latent":
+        return Task(stage, exp.latent.init, lambda p, f, b, k: exp.latent.loss(p, b, k))
+    if stage == "tokenizer":
+        return Task(stage, exp.tokenizer.init, lambda p, f, b, k: exp.tokenizer.loss({**p, **f}, b, k))
+
+    def loss(params, frozen, batch, key):
+        if "ids" in batch:
+            tokens = evaluate.Tokens(ids=batch["ids"])
+        else:
+            tokens = exp.tokenizer.encode(
+                frozen["tokenizer"], batch["image"], stream(key, "posterior")
+            )
+        return exp.generator.loss(params, jax.lax.stop_gradient(tokens), batch["label"], key)
+
+    return Task(stage, exp.generator.init, loss)
+
+
+def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
+    """Parameters of earlier stages that a stage reads."""
+    frozen = {}
+    if "latent" in done and stage in ("tokenizer", "generator"):
+        frozen["latent"] = done["latent"]
+    if exp.features is not None and stage == "tokenizer":
+        frozen["features"] = dinov2.load(exp.config.features.checkpoint, exp.config.features.preset)
+    if stage == "generator":
+        return {"tokenizer": {**done["tokenizer"], **frozen}}
+    return frozen
+
+
+def abstract_params(exp: Experiment, stage: str, mesh=None) -> Any:
+    """Shapes (and with a mesh, shardings) of a stage's parameters; nothing is computed."""
+    shapes = jax.eval_shape(make_task(exp, stage).init, jax.random.key(0))
+    if mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        shapes,
+        param_shardings(mesh, shapes),
+    )
+
+
+def parameter_counts(exp: Experiment) -> dict[str, int]:
+    """Parameters of every stage and of its parts, as {"stage/part": count}."""
+    counts = {}
+    for stage in exp.train:
+        shapes = abstract_params(exp, stage)
+        for part, tree in shapes.items():
+            counts[f"{stage}/{part}"] = sum(math.prod(a.shape) for a in jax.tree.leaves(tree))
+    return counts
+
+
+def load_stage(exp: Experiment, stage: str, workdir: str, mesh) -> Any:
+    """The trained parameters of a stage of a finished run (its moving average, if it has one)."""
+    which = "ema" if exp.train[stage].ema else "params"
+    directory = os.path.join(workdir, "checkpoints", stage)
+    return restore_params(directory, abstract_params(exp, stage, mesh), which)
+
+
+def reused_stages(exp: Experiment, mesh) -> dict[str, Any]:
+    """Parameters of the stages that `config.tokenizer_checkpoint` replaces."""
+    workdir = exp.config.tokenizer_checkpoint
+    if not workdir:
+        return {}
+    path = pathlib.Path(workdir) / "config.json"
+    check(path.is_file(), "tokenizer_checkpoint", workdir, "the workdir of a finished run")
+    saved = json.loads(path.read_text())
+    mine = json.loads(exp.config.to_json())
+    for section in ("latent", "tokenizer"):
+        _same(saved[section], mine[section], section, f"as in {workdir}")
+    return {s: load_stage(exp, s, workdir, mesh) for s in exp.train if s != "generator"}
+
+
+def _same(saved, mine, where: str, why: str) -> None:
+    """Raises ConfigError at the first key in which two config sections differ."""
+    if isinstance(saved, dict) and isinstance(mine, dict):
+        for key in sorted(set(saved) | set(mine)):
+            _same(saved.get(key), mine.get(key), f"{where}.{key}" if where else key, why)
+    elif saved != mine:
+        raise ConfigError(f"config.{where} = {mine!r}: expected {saved!r}, {why}")
+
+
+def open_workdir(exp: Experiment, workdir: str) -> None:
+    """Makes the workdir, or checks that it belongs to this config, then writes config.json."""
+    path = pathlib.Path(workdir) / "config.json"
+    mine = json.loads(exp.config.to_json())
+    if path.is_file():
+        saved = json.loads(path.read_text())
+        for section in sorted((set(saved) | set(mine)) - set(FREE)):
+            _same(saved.get(section), mine.get(section), section,
+                  f"as {workdir} was started with; choose another --workdir")  # fmt: skip
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(path, json.dumps(mine, indent=2, sort_keys=True) + "\n")
+
+
+def stage_loader(exp: Experiment, stage: str):
+    """start step -> iterator over this process's share of the stage's batches."""
+
+    def loader(start: int):
+        return make_loader(
+            exp.data, "train", exp.train[stage].batch_size, exp.config.seed, start_step=start,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+
+    return loader
+
+
+def run_train(exp: Experiment, workdir: str) -> dict:
+    """Trains every stage (resuming), evaluates, writes results, pictures and the report."""
+    mesh = make_mesh(exp.mesh)
+    check_batches(exp, mesh)
+    for name, count in parameter_counts(exp).items():
+        log.info("%-24s %12s parameters", name, f"{count:,}")
+    evaluate.load_source(exp.data, "train", exp.config.seed)  # a missing data set ends here
+    open_workdir(exp, workdir)
+    meta = {"config": json.loads(exp.config.to_json()), "versions": versions()}
+    writer = MultiWriter(
+        [JsonlWriter(os.path.join(workdir, "metrics.jsonl")),
+         TensorBoardWriter(os.path.join(workdir, "tensorboard"))]
+    )  # fmt: skip
+    try:
+        with use_mesh(mesh):
+            done = reused_stages(exp, mesh)
+            for stage in exp.train:
+                if stage in done:
+                    continue
+                loader = stage_loader(exp, stage)
+                frozen = frozen_for(exp, stage, done)
+                if stage == "generator" and exp.config.cached_passes:
+                    loader = cached_loader(exp, frozen, workdir)
+                done[stage] = train.fit(
+                    make_task(exp, stage), exp.train[stage], exp.config.seed, mesh, frozen, loader,
+                    os.path.join(workdir, "checkpoints", stage), writer, meta,
+                )  # fmt: skip
+    finally:
+        writer.close()
+    return measure(exp, done, workdir)
+
+
+def check_batches(exp: Experiment, mesh) -> None:
+    """Raises ConfigError unless every (micro-)batch divides over the data and fsdp axes."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for stage, cfg in exp.train.items():
+        micro = cfg.batch_size // cfg.accumulate
+        check(micro % ways == 0, f"train.{stage}.batch_size", cfg.batch_size,
+              f"a multiple of accumulate x data x fsdp = {cfg.accumulate * ways}")  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "grain", "numpy")}
+
+
+def load_models(exp: Experiment, workdir: str) -> dict[str, Any]:
+    """Parameters of all stages of a finished run.
+
+    Raises:
+      ConfigError: the workdir holds no finished run of this config.
+    """
+    mesh = make_mesh(exp.mesh)
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"--workdir = {workdir!r}: expected the workdir of a trained run")
+    saved, mine = json.loads(path.read_text()), json.loads(exp.config.to_json())
+    for section in ("latent", "tokenizer", "generator"):
+        _same(saved[section], mine[section], section, f"as {workdir} was trained with")
+    done = reused_stages(exp, mesh)
+    return done | {s: load_stage(exp, s, workdir, mesh) for s in exp.train if s not in done}
+
+
+def models_of(exp: Experiment, done: dict[str, Any]) -> evaluate.Models:
+    """Jitted functions over finished stages."""
+    params = {"tokenizer": {**done["tokenizer"]}}
+    if "latent" in done:
+        params["tokenizer"]["latent"] = done["latent"]
+    if "generator" in done:
+        params["generator"] = done["generator"]
+    return evaluate.Models(exp, params)
+
+
+def run_eval(exp: Experiment, workdir: str) -> dict:
+    """Measures a finished run again and rewrites results, pictures and the report."""
+    return measure(exp, load_models(exp, workdir), workdir)
+
+
+def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
+    """Evaluates finished stages; writes results.json, pictures/ and report.html."""
+    if "tokenizer" not in done:
+        return {}
+    models, key = models_of(exp, done), jax.random.key(exp.config.seed)
+    test = evaluate.held_out(exp, exp.eval.images)
+    log.info("evaluating on %d held-out images", len(test["image"]))
+    found = {"name": exp.config.name, "parameters": parameter_counts(exp)}
+    found["reconstruction"], decoded = evaluate.reconstruction(
+        models, test["image"], stream(key, "reconstruction")
+    )
+    shown = [draw_reconstructions(test["image"], decoded, workdir)]
+    if exp.generator is not None:
+        found["likelihood"] = evaluate.likelihood(models, test["image"], test["label"])
+        classifier = evaluate.judge(exp, test)
+        found["samples"], drawn = evaluate.samples(models, test, classifier, stream(key, "samples"))
+        shown += draw_samples(exp, drawn, workdir)
+    problems = evaluate.load_source(exp.data, "train", exp.config.seed).info.problems
+    if problems:
+        found["unreadable_files"] = len(problems)
+    results.write_results(os.path.join(workdir, "results.json"), found)
+    report.write_report(
+        os.path.join(workdir, "report.html"), f"nexttok: {exp.config.name}",
+        str(exp.config), found, shown, os.path.join(workdir, "metrics.jsonl"),
+    )  # fmt: skip
+    log.info("%s", summary(found))
+    return found
+
+
+def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> tuple[str, str, str]:
+    """pictures/reconstructions.png: originals beside their prefixes."""
+    rows = min(10, len(images))
+    grid = np.stack([images[:rows], *(d[:rows] for d in decoded.values())], axis=1)
+    path = os.path.join(workdir, "pictures", "reconstructions.png")
+    pictures.save_grid(
+        path, grid, title="Held-out images and their first 1, 2, 4 ... tokens",
+        col_labels=["original", *(str(n) for n in decoded)],
+    )  # fmt: skip
+    return "Reconstructions", "Held-out images decoded from ever longer prefixes.", path
+
+
+def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, str, str]]:
+    """pictures/samples.png (per class) and pictures/growing.png (one sequence, growing prefix)."""
+    labels, images = drawn["labels"], drawn["images"]
+    names = evaluate.load_source(exp.data, "train", exp.config.seed).info.class_names
+    classes = range(min(exp.data.num_classes, 20))
+    final = images[max(images)]
+    each = min(exp.sample.per_class, int((labels == 0).sum()))
+    per_class = np.stack([final[labels == c][:each] for c in classes])
+    first = np.asarray([int(np.argmax(labels == c)) for c in classes])
+    growing = np.stack([d[first] for d in images.values()], axis=1)
+    rows = [names[c] for c in classes]
+    samples_path = os.path.join(workdir, "pictures", "samples.png")
+    growing_path = os.path.join(workdir, "pictures", "growing.png")
+    pictures.save_grid(samples_path, per_class, row_labels=rows, title="Samples by class")
+    pictures.save_grid(
+        growing_path, growing, row_labels=rows, col_labels=[str(n) for n in images],
+        title="The same tokens, decoded at growing length",
+    )  # fmt: skip
+    return [
+        ("Samples", "Generated images, one row per class.", samples_path),
+        ("Growing prefixes", "One generated sequence per class, decoded early.", growing_path),
+    ]
+
+
+def summary(found: dict) -> str:
+    """The final numbers in a few lines."""
+    lines = ["tokens   bits    PSNR   SSIM"]
+    for row in found["reconstruction"]["prefixes"]:
+        lines.append(f"{row['tokens']:6d} {row['bits']:6.0f} {row['psnr']:7.2f} {row['ssim']:6.3f}")
+    if "samples" in found:
+        lines.append("tokens   class agreement   Frechet distance")
+        for row in found["samples"]["prefixes"]:
+            agreement = row.get("class_agreement", math.nan)
+            lines.append(f"{row['tokens']:6d} {agreement:17.3f} {row['frechet_distance']:18.2f}")
+    return "results\n" + "\n".join(lines)
+
+
+def run_sample(exp: Experiment, workdir: str) -> None:
+    """Draws `config.sample.per_class` images of every class: pictures/ and samples.npz."""
+    check(exp.generator is not None, "stages", tuple(exp.config.stages), "stages with a generator")
+    models = models_of(exp, load_models(exp, workdir))
+    count = exp.sample.per_class * exp.data.num_classes
+    labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
+    key = stream(jax.random.key(exp.config.seed), "sample_mode")
+    size = min(exp.eval.batch_size, count)
+    ids = evaluate.batched(models.sample, size, labels, key=stream(key, "ids"))
+    made = ids.shape[1]
+    images = {
+        n: evaluate.batched(
+            lambda i, k, n=n: models.decode(i, n, k), size, ids, key=stream(key, "decode")
+        )
+        for n in [n for n in models.lengths if n < made] + [made]
+    }
+    for _, _, path in draw_samples(exp, {"labels": labels, "images": images}, workdir):
+        log.info("wrote %s", path)
+    path = os.path.join(workdir, "samples.npz")
+    np.savez_compressed(path, images=images[made], labels=labels, ids=ids)
+    log.info("wrote %s", path)
+
+
+def run_compile(exp: Experiment, topology: str) -> list[dict]:
+    """Compiles every stage's real training step and prints memory and FLOPs per device.
+
+    Args:
+      exp: what to compile.
+      topology: a TPU topology such as "v5p:2x2x1" (needs libtpu), or "" for the devices here.
+    """
+    devices = topology_devices(topology) if topology else None
+    mesh = make_mesh(exp.mesh, devices)
+    check_batches(exp, mesh)
+    rows = []
+    with use_mesh(mesh):
+        for stage in exp.train:
+            rows.append({"stage": stage} | compile_stage(exp, stage, mesh))
+            log.info("%s", json.dumps(rows[-1]))
+    return rows
+
+
+def topology_devices(topology: str):
+    """Devices of a TPU slice that is described, not owned."""
+    from jax.experimental import topologies  # needs libtpu only when asked for
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--topology = {topology!r}: expected a TPU topology such as v5p:2x2x1, with the "
+            f"libtpu package installed ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def compile_stage(exp: Experiment, stage: str, mesh) -> dict:
+    """Bytes and FLOPs per device of one stage's compiled step."""
+    cfg, task = exp.train[stage], make_task(exp, stage)
+    _, state = train.abstract_state(task, cfg, mesh)
+    done = {s: abstract_params(exp, s, mesh) for s in exp.train if s != stage}
+    frozen = frozen_for(exp, stage, done)
+    rows = batch_sharding(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct(
+            (cfg.batch_size, *exp.image_shape), jnp.float32, sharding=rows
+        ),
+        "label": jax.ShapeDtypeStruct((cfg.batch_size,), jnp.int32, sharding=rows),
+    }
+    step = jax.jit(train.make_step(task, cfg), donate_argnums=0)
+    compiled = step.lower(state, frozen, batch).compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {
+        "devices": mesh.size,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "bytes": total + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "flops": float(cost["flops"]),
+    }
+
+
+def cached_loader(exp: Experiment, frozen: dict, workdir: str):
+    """Tokenizes `config.cached_passes` augmented passes once; batches are drawn from those tokens.
+
+    The tokens lie in workdir/tokens-<hash>.npz; the hash covers what they depend on.
+    """
+    cfg = exp.train["generator"]
+    keep = ("seed", "data", "latent", "tokenizer", "train", "cached_passes", "tokenizer_checkpoint")
+    text = json.dumps({k: json.loads(exp.config.to_json())[k] for k in keep}, sort_keys=True)
+    name = f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz"
+    path = pathlib.Path(workdir) / name
+    if not path.is_file():
+        tokenize(exp, frozen, path)
+    with np.load(path) as saved:
+        ids, labels = saved["ids"], saved["labels"]
+
+    def batches(start: int):
+        per_pass = len(ids) // cfg.batch_size
+        check(per_pass >= 1, "cached_passes", exp.config.cached_passes,
+              f"enough passes for one batch of {cfg.batch_size}")  # fmt: skip
+        for step in range(start, cfg.steps):
+            rng = np.random.default_rng((exp.config.seed, step // per_pass))
+            at = step % per_pass * cfg.batch_size
+            rows = rng.permutation(len(ids))[at : at + cfg.batch_size]
+            rows = np.split(rows, jax.process_count())[jax.process_index()]
+            yield {"ids": ids[rows], "label": labels[rows]}
+
+    return batches
+
+
+def tokenize(exp: Experiment, frozen: dict, path: pathlib.Path) -> None:
+    """Writes ids [M, N] and labels [M] of augmented passes over the training data."""
+    size = exp.train["generator"].batch_size
+    source = evaluate.load_source(exp.data, "train", exp.config.seed)
+    count = max(1, exp.config.cached_passes * len(source) // size)
+    encode = jax.jit(lambda p, x: exp.tokenizer.encode(p, x, None).ids)
+    loader = make_loader(exp.data, "train", size, exp.config.seed + 2)
+    ids, labels = [], []
+    try:
+        for _ in range(count):
+            batch = next(loader)
+            ids.append(np.asarray(encode(frozen["tokenizer"], batch["image"])))
+            labels.append(batch["label"])
+    finally:
+        loader.close()
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, ids=np.concatenate(ids), labels=np.concatenate(labels))
+    os.replace(partial, path)

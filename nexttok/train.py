@@ -1,0 +1,275 @@
+"""The one training loop: anything with a loss trains here, and resumes anywhere."""
+
+import dataclasses
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from nexttok.checkpoint import Checkpoints
+from nexttok.mesh import host_to_device, param_shardings, replicated
+from nexttok.optim import StageConfig, ema_update, make_optimizer, make_schedule
+from nexttok.progress import Progress
+from nexttok.rng import stream
+from nexttok.writers import Writer
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or gradient stopped being finite."""
+
+
+class Preempted(SystemExit):
+    """SIGTERM arrived; the state was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A trainable as the loop sees it.
+
+    Attributes:
+      name: stage name.
+      init: key -> parameters.
+      loss: (params, frozen, batch, key) -> (loss of shape [B, ...], scalar metrics).
+    """
+
+    name: str
+    init: Callable[[Array], Any]
+    loss: Callable[[Any, Any, dict, Array], tuple[Array, dict]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes. `rng` is constant: step k draws from fold(rng, k)."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt: Any
+    ema: Any
+    rng: Array
+
+
+def _initializer(task: Task, cfg: StageConfig) -> Callable[[Array], TrainState]:
+    optimizer = make_optimizer(cfg, f"train.{task.name}")
+
+    def init(key: Array) -> TrainState:
+        params = task.init(stream(key, "init"))
+        # The average starts as a copy: state buffers are donated, so no two may alias.
+        ema = jax.tree.map(jnp.copy, params) if cfg.ema else {}
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), ema, stream(key, "steps"))
+
+    return init
+
+
+def abstract_state(task: Task, cfg: StageConfig, mesh) -> TrainState:
+    """Shapes and shardings of a stage's state (what a checkpoint restores into); nothing is run."""
+    shapes = jax.eval_shape(_initializer(task, cfg), jax.random.key(0))
+    shardings = TrainState(
+        step=replicated(mesh),
+        params=param_shardings(mesh, shapes.params),
+        opt=param_shardings(mesh, shapes.opt),
+        ema=param_shardings(mesh, shapes.ema),
+        rng=replicated(mesh),
+    )
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
+    )
+
+
+def init_state(task: Task, cfg: StageConfig, seed: int, abstract: TrainState) -> TrainState:
+    """The sharded initial state of a stage."""
+    key = stream(jax.random.key(seed), task.name)
+    shardings = jax.tree.map(lambda a: a.sharding, abstract)
+    return jax.jit(_initializer(task, cfg), out_shardings=shardings)(key)
+
+
+def loss_and_grad(task: Task, params, frozen, batch: dict, key: Array, accumulate: int):
+    """Mean loss, metrics and gradients over `accumulate` equal micro-batches.
+
+    Micro-batch i draws from fold(key, i), so no two share masks or noise.
+    """
+
+    def scalar(params, part, key):
+        loss, metrics = task.loss(params, frozen, part, key)
+        return loss.mean(), metrics
+
+    grad = jax.value_and_grad(scalar, has_aux=True)
+    if accumulate == 1:
+        (loss, metrics), grads = grad(params, batch, stream(key, 0))
+        return loss, metrics, grads
+    parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+    def add(total, part):
+        i, part = part
+        (loss, metrics), grads = grad(params, part, stream(key, i))
+        return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(lambda: (lambda o: (*o[0], o[1]))(grad(params, first, stream(key, 0))))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    index = jnp.arange(accumulate, dtype=jnp.uint32)
+    total, _ = jax.lax.scan(add, zeros, (index, parts))
+    return jax.tree.map(lambda x: x / accumulate, total)
+
+
+def make_step(task: Task, cfg: StageConfig) -> Callable:
+    """The training step: (state, frozen, batch) -> (state, metrics); pure, to be jitted."""
+    optimizer = make_optimizer(cfg, f"train.{task.name}")
+    schedule = make_schedule(cfg, f"train.{task.name}")
+
+    def step(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
+        key = stream(state.rng, state.step)
+        loss, metrics, grads = loss_and_grad(
+            task, state.params, frozen, batch, key, cfg.accumulate
+        )
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = ema_update(state.ema, params, cfg.ema, state.step) if cfg.ema else state.ema
+        metrics = metrics | {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        return TrainState(state.step + 1, params, opt, ema, state.rng), metrics
+
+    return step
+
+
+def averaged(state: TrainState) -> Any:
+    """The parameters to evaluate: the moving average where there is one."""
+    return state.ema or state.params
+
+
+class _StopFlag:
+    """Set by SIGTERM while training; handlers exist in the main thread only."""
+
+    def __enter__(self):
+        self.event = threading.Event()
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.previous = signal.signal(signal.SIGTERM, lambda *_: self.event.set())
+        return self.event
+
+    def __exit__(self, *_):
+        if self.main:
+            signal.signal(signal.SIGTERM, self.previous)
+
+
+def _mean_metrics(window: list[dict], task: Task, step: int) -> dict[str, float]:
+    """Averages a window of device metrics; refuses non-finite loss or gradient."""
+    host = jax.device_get(window)
+    for offset, metrics in enumerate(host):
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(metrics[name]):
+                at = step - len(host) + offset + 1
+                raise NonFiniteError(
+                    f"stage {task.name}, step {at}: {name} is {float(metrics[name])}; stopped. The "
+                    f"last good checkpoint is kept; lower config.train.{task.name}.learning_rate "
+                    "or clip harder"
+                )
+    return {k: float(np.mean([m[k] for m in host])) for k in host[0]}
+
+
+def fit(
+    task: Task,
+    cfg: StageConfig,
+    seed: int,
+    mesh: Any,
+    frozen: Any,
+    loader: Callable[[int], Iterator[dict]],
+    directory: str,
+    writer: Writer,
+    meta: dict,
+) -> Any:
+    """Trains one stage to its end, from its newest good checkpoint if there is one.
+
+    Args:
+      task: what to train.
+      cfg: how.
+      seed: of initialization and steps.
+      mesh: devices.
+      frozen: parameters of earlier stages, passed to the loss.
+      loader: start step -> iterator of host batches.
+      directory: checkpoints.
+      writer: metrics.
+      meta: stored with each checkpoint.
+
+    Returns:
+      The parameters to use: the moving average, or the parameters without one.
+
+    Raises:
+      NonFiniteError: the loss or gradient is not finite; earlier checkpoints stay.
+      Preempted: SIGTERM; the state was saved.
+    """
+    abstract = abstract_state(task, cfg, mesh)
+    with Checkpoints(directory, keep=cfg.keep) as checkpoints, _StopFlag() as stop:
+        restored = checkpoints.restore_latest(to_items(abstract))
+        if restored is None:
+            state = init_state(task, cfg, seed, abstract)
+        else:
+            state = from_items(restored[0])
+        start = int(state.step)
+        writer.resume(task.name, start)
+        if start < cfg.steps:
+            step_fn = jax.jit(make_step(task, cfg), donate_argnums=0)
+            run = functools.partial(_loop, task, cfg, mesh, frozen, writer, meta, checkpoints, stop)
+            state = run(step_fn, state, start, loader(start))
+    return averaged(state)
+
+
+def _loop(task, cfg, mesh, frozen, writer, meta, checkpoints, stop, step_fn, state, start, batches):
+    window = []
+    progress = Progress(cfg.steps, start, task.name, cfg.batch_size)
+    try:
+        for step in range(start + 1, cfg.steps + 1):
+            batch = host_to_device(next(batches), mesh)
+            state, metrics = step_fn(state, frozen, batch)
+            window.append(metrics)
+            last, stopping = step == cfg.steps, stop.is_set()
+            if step % cfg.log_every == 0 or last or stopping:
+                means = _mean_metrics(window, task, step)
+                window.clear()
+                progress.update(step, means)
+                rate = {"examples_per_second": progress.rate}
+                writer.scalars(task.name, step, means | rate)
+            if step % cfg.save_every == 0 or last or stopping:
+                data_state = {"next_index": step}
+                checkpoints.save(step, to_items(state), data_state, meta, wait=last or stopping)
+            if stopping and not last:
+                raise Preempted(f"SIGTERM: stage {task.name} saved at step {step}; run the same "
+                                "command again to go on")  # fmt: skip
+    finally:
+        progress.close()
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+    return state
+
+
+def to_items(state: TrainState) -> dict:
+    """The separate checkpoint items of a state."""
+    return {
+        "params": state.params,
+        "ema": state.ema,
+        "opt": {"state": state.opt, "step": state.step},
+        "rng": {"key": state.rng},
+    }
+
+
+def from_items(items: dict) -> TrainState:
+    """Inverse of to_items."""
+    return TrainState(
+        step=items["opt"]["step"],
+        params=items["params"],
+        opt=items["opt"]["state"],
+        ema=items["ema"],
+        rng=items["rng"]["key"],
+    )

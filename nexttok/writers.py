@@ -1,0 +1,127 @@
+"""Where metrics go: metrics.jsonl always, TensorBoard beside it; process 0 only, off the hot path."""
+
+import json
+import os
+import pathlib
+import queue
+import threading
+from typing import Protocol
+
+import jax
+from tensorboardX import SummaryWriter
+
+
+class Writer(Protocol):
+    """A sink of scalars. `step` counts within a stage."""
+
+    def scalars(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Records values of one step."""
+
+    def resume(self, stage: str, step: int) -> None:
+        """Forgets what was recorded of `stage` after `step`: it will be recorded again."""
+
+    def close(self) -> None:
+        """Writes out what is left."""
+
+
+class JsonlWriter:
+    """One JSON object per line: {"stage", "step", name: value, ...}."""
+
+    def __init__(self, path: str):
+        """Appends to `path`."""
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def scalars(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Appends a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+
+    def resume(self, stage: str, step: int) -> None:
+        """Drops the stage's lines beyond `step`, and a last line cut short by a crash."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["stage"] != stage or row["step"] <= step:
+                kept.append(line + "\n")
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, self.path)
+
+    def close(self) -> None:
+        """Nothing is buffered."""
+
+
+class TensorBoardWriter:
+    """Scalars as <stage>/<name>, through tensorboardX."""
+
+    def __init__(self, directory: str):
+        """Writes an event file under `directory`, made at the first scalar."""
+        self.directory = directory
+        self.writer: SummaryWriter | None = None
+
+    def scalars(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Adds one point to each curve."""
+        if self.writer is None:
+            self.writer = SummaryWriter(self.directory)
+        for name, value in values.items():
+            self.writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def resume(self, stage: str, step: int) -> None:
+        """TensorBoard itself drops points that a later event file repeats."""
+        del stage, step
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+class MultiWriter:
+    """Feeds several writers from one background thread; silent on processes other than 0.
+
+    An error of the thread is raised by the next call.
+    """
+
+    def __init__(self, writers: list[Writer]):
+        """Starts the thread."""
+        self.writers = writers if jax.process_index() == 0 else []
+        self.error: BaseException | None = None
+        self.queue: queue.Queue = queue.Queue()
+        self.thread = threading.Thread(target=self._drain, daemon=True, name="metrics")
+        self.thread.start()
+
+    def _drain(self):
+        while (item := self.queue.get()) is not None:
+            method, args = item
+            try:
+                for writer in self.writers:
+                    getattr(writer, method)(*args)
+            except Exception as error:  # told to the caller, who would not see it here
+                self.error = error
+
+    def _put(self, *item):
+        if self.error is not None:
+            raise self.error
+        self.queue.put(item)
+
+    def scalars(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Queues values of one step."""
+        self._put("scalars", (stage, step, values))
+
+    def resume(self, stage: str, step: int) -> None:
+        """Queues `resume`."""
+        self._put("resume", (stage, step))
+
+    def close(self) -> None:
+        """Writes what is queued, closes the writers, raises a pending error."""
+        self._put("close", ())
+        self.queue.put(None)
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
