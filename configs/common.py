@@ -33,13 +33,13 @@ def base() -> ConfigDict:
                 temperature=1.0,
                 top_k=0,
                 top_p=0.0,
-                guidance=1.5,  # u + s(c - u); 1 is none
+                guidance=2.0,  # u + s(c - u); 1 is none
             ),
             eval=dict(
                 batch_size=100,
                 images=400,  # held-out images measured, at most
-                samples=1000,  # generated images measured
-                classifier_steps=1500,  # of the classifier whose features and labels judge samples
+                samples=500,  # generated images measured
+                classifier_steps=1000,  # of the classifier whose features and labels judge samples
             ),
         ),
         convert_dict=True,

@@ -31,8 +31,8 @@ def get_config(variant="digits"):
     config.name = "flextok"
     config.tokenizer = tokenizer()
     config.generator = generator()
-    config.train.tokenizer.update(steps=1200, optimizer="muon", learning_rate=4e-3, ema=0.995)
-    config.train.generator.update(steps=1000, batch_size=128, learning_rate=1e-3, ema=0.99)
+    config.train.tokenizer.update(steps=1100, optimizer="muon", learning_rate=4e-3, ema=0.995)
+    config.train.generator.update(steps=800, batch_size=128, learning_rate=1e-3, ema=0.99)
     if variant == "tiny":
         tiny(config)
     elif variant == "photos":
@@ -54,16 +54,16 @@ def tokenizer():
         decoder_width=128,
         decoder_depth=4,
         head_dim=32,
-        keep="uniform_pow2",  # uniform | pow2 | uniform_pow2
+        keep="pow2",  # uniform | pow2 | uniform_pow2
         null_probability=0.1,
         noise="mode",  # uniform | mode | logit_normal
         mode_scale=0.25,
         align_weight=0.0,  # of the alignment loss to config.features
         align_layer=1,
         max_timestep=1.0,  # time t in [0, 1] enters the sine-cosine features as 1000 t / max_timestep
-        flow_steps=20,
+        flow_steps=16,
         solver="euler",
-        guidance=1.5,
+        guidance=2.0,
         guidance_rule="cfg",  # cfg | apg
         remat=False,
         unroll=1,
@@ -104,14 +104,46 @@ def tiny(config):
 
 
 def photos(config):
-    """Tokens of an f4 autoencoder's latents, so that every stage of the paper is there."""
-    config.data.update(
-        source="photos", resolution=64, channels=3, num_classes=1, augment="none"
-    )
+    """Tokens of an f2 autoencoder's latents, so that every stage of the paper is there."""
+    config.stages = ("latent", "tokenizer", "generator")
+    config.data.update(source="photos", resolution=32, channels=3, num_classes=1, augment="none")
+    config.latent = autoencoder(width=32, multipliers=(1, 2), blocks=1, latent_channels=8)
+    config.latent.update(groups=8, scaling_factor=1.0, kl_weight=1e-3)
+    config.train.latent.update(steps=600, batch_size=32, optimizer="adamw", learning_rate=2e-3)
+    config.tokenizer.update(registers=32, levels=(8, 8, 8, 5, 5), guidance=1.0)
+    config.eval.samples = 400
 
 
 def imagenet(config, encoder, decoder):
-    """The released sizes; width is 64 x depth."""
+    """The released tokenizers: width 64 x depth, heads of 64; the class-conditional generator."""
+    enc, dec = int(encoder[1:]), int(decoder[1:])
+    config.stages = ("latent", "tokenizer", "generator")
+    config.dtype = "bfloat16"
     config.data.update(
-        source="tfds:imagenet2012", resolution=256, channels=3, num_classes=1000, augment="crop_flip"
+        source="tfds:imagenet2012", resolution=256, channels=3, num_classes=1000,
+        augment="crop_flip", workers=16, prefetch=4,
+    )  # fmt: skip
+    config.features.update(name="dinov2", preset="large", checkpoint="dinov2_vitl14.safetensors")
+    config.latent = autoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, latent_channels=16)
+    config.tokenizer.update(
+        registers=256, levels=(8, 8, 8, 5, 5, 5), patch=2, head_dim=64, keep="pow2",
+        encoder_width=64 * enc, encoder_depth=enc, decoder_width=64 * dec, decoder_depth=dec,
+        align_weight=1.0, flow_steps=25, guidance=15.0 if enc == 12 else 7.5, guidance_rule="apg",
+        remat=True,
+    )  # fmt: skip
+    config.generator.update(
+        width=1664, depth=26, head_dim=64, dropout=0.0, class_dropout=0.1, remat=True
     )
+    big = dict(batch_size=2048, learning_rate=5.6e-4, warmup=5000, log_every=100, save_every=5000)
+    config.train.latent.update(big, steps=100_000, batch_size=256, learning_rate=1e-4)
+    config.train.tokenizer.update(big, steps=390_000, optimizer="adamw", ema=0.999)  # 200 B tokens
+    config.train.generator.update(big, steps=250_000, ema=0.9999)
+    config.eval.update(batch_size=250, images=50_000, samples=50_000, classifier_steps=20_000)
+
+
+def autoencoder(**sizes):
+    """A KL autoencoder; scaling_factor is that of the released f8 family."""
+    return common.section(
+        name="autoencoder", attention=(), groups=32, scaling_factor=0.18215, kl_weight=1e-6,
+        sample_posterior=True, **sizes,
+    )  # fmt: skip

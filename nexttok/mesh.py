@@ -47,7 +47,8 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(registers|positions|mask_token|null_token|class_embedding)$", (None, None)),
     (r"(^|/)(cls_token|register_tokens)$", (None, None)),
     (r"(^|/)(sos|gamma|scale|ns_coeffs)$", (None,)),
-    (r"conv\w*/kernel$", (None, None, None, None)),
+    (r"conv_out/kernel$", (None, None, None, None)),
+    (r"conv\w*/kernel$", (None, None, None, "embed")),
     (r"(patch_embed|from_latents|time1|time2|to_patches|to_latents|out)/kernel$", (None, None)),
     (r"bias$", (None,)),
 )

@@ -70,6 +70,19 @@ def decay_mask(params: Any) -> Any:
     )
 
 
+def permissive(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer under standard dtype promotion, which optax's own arithmetic needs.
+
+    Callers may then run with jax_numpy_dtype_promotion=strict.
+    """
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def make_optimizer(cfg: StageConfig, where: str) -> optax.GradientTransformation:
     """Clipping, then the optimizer with its schedule; decay on matrices only.
 
@@ -91,7 +104,7 @@ def make_optimizer(cfg: StageConfig, where: str) -> optax.GradientTransformation
         core = optax.lion(rate, **betas, weight_decay=cfg.weight_decay, mask=decay_mask)
     else:
         core = _muon(rate, cfg)
-    return optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core
+    return permissive(optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core)
 
 
 def _muon(rate: optax.Schedule, cfg: StageConfig) -> optax.GradientTransformation:

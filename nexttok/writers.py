@@ -5,12 +5,13 @@ import os
 import pathlib
 import queue
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from tensorboardX import SummaryWriter
 
 
+@runtime_checkable
 class Writer(Protocol):
     """A sink of scalars. `step` counts within a stage."""
 

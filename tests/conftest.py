@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # the hook finds its checker among the loaded modules
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("nexttok", "tests.typecheck.check")
+install_import_hook("nexttok", f"{tests.typecheck.__name__}.check")

@@ -1,7 +1,7 @@
 """What every data source provides."""
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class DataInfo:
     problems: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Source(Protocol):
     """A split of a data set with random access.
 

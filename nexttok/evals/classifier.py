@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import layer_norm
+from nexttok.optim import permissive
 from nexttok.rng import stream
 
 FEATURES, BATCH = 64, 128
@@ -123,7 +124,9 @@ def train_classifier(
     net = ConvNet(4 if turning else num_classes)
     key = stream(jax.random.key(seed), "classifier")
     params = jax.jit(net.init)(key, jnp.zeros((1, *test_images.shape[1:])))["params"]
-    optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, steps), weight_decay=0.02)
+    optimizer = permissive(
+        optax.adamw(optax.cosine_decay_schedule(3e-3, steps), weight_decay=0.02)
+    )
     state = optimizer.init(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

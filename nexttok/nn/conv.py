@@ -1,0 +1,195 @@
+"""The convolutional encoder and decoder of VQGAN and latent diffusion (Esser et al., 2021).
+
+NHWC throughout. 1 x 1 convolutions are Linear layers; GroupNorm is one fused scale and shift.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nexttok.config import check
+from nexttok.nn.attention import attend
+from nexttok.nn.linear import INITS, Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvConfig:
+    """Sizes of the pair.
+
+    Attributes:
+      width: channels at full resolution.
+      multipliers: of the width, one per level; the stride is 2^(levels - 1).
+      blocks: residual blocks per level (the decoder has one more).
+      attention: levels with attention after each block; the middle always has it.
+      groups: of GroupNorm.
+    """
+
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...] = ()
+    groups: int = 32
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for m in self.multipliers:
+            fits = self.width * m % self.groups == 0
+            check(fits, "latent.groups", self.groups, f"a divisor of {self.width * m} channels")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class Conv(nn.Module):
+    """3 x 3 convolution; stride 2 pads right and bottom by one, as the reference does."""
+
+    features: int
+    stride: int = 1
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", INITS["xavier"], shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        pad = ((1, 1), (1, 1)) if self.stride == 1 else ((0, 1), (0, 1))
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, (self.stride,) * 2, pad,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalization from channel sums, float32 statistics, eps 1e-6."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        b, h, w, c = x.shape
+        scale = self.param("scale", nn.initializers.ones_init(), (c,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (c,))
+        wide = x.astype(jnp.float32)
+
+        def grouped(channel_means):
+            means = channel_means.reshape(b, self.groups, -1).mean(-1, keepdims=True)
+            return jnp.broadcast_to(means, (b, self.groups, c // self.groups)).reshape(b, c)
+
+        mean = grouped(wide.mean((1, 2)))
+        spread = grouped(jnp.square(wide - mean[:, None, None]).mean((1, 2)))
+        gain = jax.lax.rsqrt(spread + 1e-6) * scale[None]
+        shift = bias[None] - mean * gain
+        return (wide * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """norm-SiLU-conv twice, with a 1 x 1 shortcut where the width changes."""
+
+    features: int
+    config: ConvConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+        c = self.config
+        h = jax.nn.silu(GroupNorm(c.groups, name="norm1")(x))
+        h = Conv(self.features, dtype=c.dtype, name="conv1")(h)
+        h = jax.nn.silu(GroupNorm(c.groups, name="norm2")(h))
+        h = Conv(self.features, dtype=c.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = Linear(self.features, dtype=c.dtype, name="out")(x)
+        return x + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over positions, residual."""
+
+    config: ConvConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        b, h, w, c = x.shape
+        y = GroupNorm(self.config.groups, name="norm")(x).reshape(b, h * w, c)
+
+        def project(name):
+            return Linear(c, dtype=self.config.dtype, name=name)(y)[:, :, None]
+
+        y = attend(project("wq"), project("wk"), project("wv"), None, c**-0.5)
+        y = Linear(c, dtype=self.config.dtype, name="proj")(y[:, :, 0])
+        return x + y.reshape(x.shape)
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution."""
+
+    features: int
+    blocks: int
+    attention: bool
+    config: ConvConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+        for i in range(self.blocks):
+            x = ResBlock(self.features, self.config, name=f"res{i}")(x)
+            if self.attention:
+                x = SpatialAttention(self.config, name=f"attn{i}")(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block."""
+
+    config: ConvConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        x = ResBlock(x.shape[-1], self.config, name="res0")(x)
+        x = SpatialAttention(self.config, name="attn")(x)
+        return ResBlock(x.shape[-1], self.config, name="res1")(x)
+
+
+class Encoder(nn.Module):
+    """Pictures [B, H, W, C] -> [B, H / stride, W / stride, channels]."""
+
+    config: ConvConfig
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
+        c = self.config
+        x = Conv(c.width, dtype=c.dtype, name="conv_in")(x)
+        for i, m in enumerate(c.multipliers):
+            x = Level(c.width * m, c.blocks, i in c.attention, c, name=f"level{i}")(x)
+            if i < len(c.multipliers) - 1:
+                x = Conv(c.width * m, 2, c.dtype, name=f"conv_down{i}")(x)
+        x = Middle(c, name="middle")(x)
+        x = jax.nn.silu(GroupNorm(c.groups, name="norm")(x))
+        x = Conv(self.channels, dtype=c.dtype, name="conv_out")(x)
+        return Linear(self.channels, name="out")(x)
+
+
+class Decoder(nn.Module):
+    """Latents [B, h, w, c] -> pictures [B, h * stride, w * stride, channels]."""
+
+    config: ConvConfig
+    channels: int
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
+        c = self.config
+        x = Linear(z.shape[-1], name="out")(z)
+        x = Conv(c.width * c.multipliers[-1], dtype=c.dtype, name="conv_in")(x)
+        x = Middle(c, name="middle")(x)
+        for i in reversed(range(len(c.multipliers))):
+            features = c.width * c.multipliers[i]
+            x = Level(features, c.blocks + 1, i in c.attention, c, name=f"level{i}")(x)
+            if i > 0:
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+                x = Conv(features, dtype=c.dtype, name=f"conv_up{i}")(x)
+        x = jax.nn.silu(GroupNorm(c.groups, name="norm")(x))
+        return Conv(self.channels, dtype=c.dtype, name="conv_out")(x).astype(jnp.float32)

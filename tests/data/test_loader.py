@@ -1,0 +1,121 @@
+"""Determinism: of batches in (seed, step), across restarts, processes and workers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nexttok.config import ConfigError
+from nexttok.data.loader import DataConfig, load_source, make_loader
+
+CFG = DataConfig("digits", "", 8, 1, 10, 0, "affine", 0, 2)
+
+
+def take(count, **kwargs):
+    loader = make_loader(CFG, "train", 8, 3, **kwargs)
+    out = [next(loader) for _ in range(count)]
+    loader.close()
+    return out
+
+
+def same(a, b):
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
+def test_batches_have_their_types():
+    batch = take(1)[0]
+    assert batch["image"].shape == (8, 8, 8, 1)
+    assert batch["image"].dtype == np.float32
+    assert batch["label"].dtype == batch["index"].dtype == np.int32
+    assert -1.0 <= batch["image"].min() < batch["image"].max() <= 1.0
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
+    same(take(3), take(3))
+    other = next(make_loader(CFG, "train", 8, 4))
+    assert not np.array_equal(other["index"], take(1)[0]["index"])
+
+
+def test_starting_at_a_step_is_running_to_it():
+    same(take(5)[3:], take(2, start_step=3))
+    same(take(1, start_step=100_000), take(1, start_step=100_000))
+
+
+def test_state_is_the_step():
+    loader = make_loader(CFG, "train", 8, 3)
+    next(loader)
+    state = loader.get_state()
+    expected = [next(loader) for _ in range(2)]
+    other = make_loader(CFG, "train", 8, 3)
+    other.set_state(state)
+    same([next(other) for _ in range(2)], expected)
+    assert state == {"next_index": 1}
+
+
+def test_two_processes_share_out_what_one_sees():
+    whole = take(2)
+    parts = [take(2, process_index=i, process_count=2) for i in range(2)]
+    for step in range(2):
+        joined = {k: np.concatenate([p[step][k] for p in parts]) for k in whole[step]}
+        assert joined["image"].shape == whole[step]["image"].shape
+        a, b = np.argsort(joined["index"]), np.argsort(whole[step]["index"])
+        for name in joined:
+            np.testing.assert_array_equal(joined[name][a], whole[step][name][b])
+
+
+@pytest.mark.slow
+def test_workers_change_nothing():
+    global CFG
+    expected = take(3, start_step=2)
+    CFG = dataclasses.replace(CFG, workers=2)
+    try:
+        same(take(3, start_step=2), expected)
+    finally:
+        CFG = dataclasses.replace(CFG, workers=0)
+
+
+def test_augmentation_differs_between_visits():
+    loader = make_loader(CFG, "train", 1400, 0)
+    first, second = next(loader), next(loader)
+    assert sorted(first["index"]) == list(range(1400))
+    a = first["image"][np.argsort(first["index"])]
+    b = second["image"][np.argsort(second["index"])]
+    assert (np.abs(a - b).max((1, 2, 3)) > 1e-3).mean() > 0.99
+    original = np.stack([load_source(CFG, "train", 0)[i]["image"] for i in range(1400)])
+    assert np.square(a - original).mean() < 0.35
+
+
+def test_the_test_split_is_one_ordered_padded_pass():
+    batches = list(make_loader(CFG, "test", 100, 0))
+    assert [int(b["mask"].sum()) for b in batches] == [100, 100, 100, 97]
+    assert all(len(b["image"]) == 100 for b in batches)
+    index = np.concatenate([b["index"][b["mask"]] for b in batches])
+    np.testing.assert_array_equal(index, np.arange(397))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(source="mnist"), r"data\.source = 'mnist': expected digits \| photos"),
+        (dict(source="folder"), r"data\.source = 'folder'"),
+        (dict(num_classes=7), r"data\.num_classes = 7: expected 10, the classes of digits"),
+        (dict(channels=2), r"data\.channels = 2"),
+        (dict(augment="mixup"), r"data\.augment = 'mixup'"),
+        (dict(resolution=2), r"data\.resolution = 2"),
+        (dict(frames=4), r"data\.frames = 4.*shapes"),
+        (dict(prefetch=0), r"data\.prefetch = 0"),
+        (dict(source="folder:/nowhere"), r"data\.source = 'folder:/nowhere'.*exists"),
+        (dict(source="tfds:not_prepared"), r"data\.source = 'tfds:not_prepared'.*ArrayRecord"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        make_loader(dataclasses.replace(CFG, **change), "train", 8, 0)
+
+
+def test_a_batch_must_divide_over_processes():
+    with pytest.raises(ConfigError, match="multiple of the 3 processes"):
+        make_loader(CFG, "train", 8, 0, process_count=3)

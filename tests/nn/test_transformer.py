@@ -1,0 +1,202 @@
+"""The shared transformer: masks, cache, positions, conditioning, scan."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nexttok.config import ConfigError
+from nexttok.nn.attention import attend, empty_cache
+from nexttok.nn.norms import Norm
+from nexttok.nn.positions import (
+    grid_positions,
+    rope_angles,
+    rotate,
+    sincos_table,
+    time_features,
+)
+from nexttok.nn.transformer import Transformer, TransformerConfig
+
+BASE = TransformerConfig(width=16, depth=3, head_dim=8, mlp_hidden=32)
+X = jax.random.normal(jax.random.key(0), (2, 6, 16))
+
+
+def randomized(params):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    drawn = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def build(config, x=X, segments=(), **inputs):
+    model = Transformer(config, segments)
+    params = randomized(model.init(jax.random.key(0), x, **inputs)["params"])
+    return model, {"params": params}
+
+
+def test_attention_is_its_definition():
+    q, k, v = jax.random.normal(jax.random.key(2), (3, 2, 5, 2, 4))
+    mask = jnp.tril(jnp.ones((5, 5), bool))
+    got = attend(q, k, v, mask, 0.7)
+    for b in range(2):
+        for h in range(2):
+            scores = 0.7 * np.asarray(q[b, :, h] @ k[b, :, h].T)
+            weights = np.where(np.asarray(mask), np.exp(scores), 0.0)
+            weights /= weights.sum(1, keepdims=True)
+            np.testing.assert_allclose(got[b, :, h], weights @ v[b, :, h], rtol=1e-4, atol=1e-5)
+
+
+CONFIGS = {
+    "plain": {},
+    "rms_qk_gated": dict(norm="rms", norm_affine=True, qk_norm="rms", gated=True, bias=True),
+    "gelu_layer_qk": dict(activation="gelu", qk_norm="layer", score_scale=0.25),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_block_causal_by_gradient_and_cache_equals_full(name):
+    config = dataclasses.replace(BASE, **CONFIGS[name])
+    steps = jnp.asarray([0, 1, 1, 2, 2, 2], jnp.int32)
+    angles = jnp.asarray(rope_angles(grid_positions((6,)), 8))
+    model, variables = build(config, steps=steps, angles=angles)
+
+    def forward(x):
+        return model.apply(variables, x, steps=steps, angles=angles)[0]
+
+    full = forward(X)
+    influence = np.abs(np.asarray(jax.jacobian(forward)(X)))[0, :, :, 0].max((1, 3))
+    for q in range(6):
+        for k in range(6):
+            assert (influence[q, k] > 1e-6) == bool(steps[k] <= steps[q]), (q, k)
+
+    cache = empty_cache(3, 2, 6, 2, 8)
+    parts = []
+    for start, end in ((0, 1), (1, 3), (3, 6)):
+        out, cache, _ = model.apply(
+            variables, X[:, start:end], steps=steps[start:end], angles=angles[start:end], cache=cache
+        )
+        parts.append(out)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=1e-4, atol=1e-5)
+    assert int(cache.cursor) == 6
+
+
+@pytest.mark.parametrize("change", [dict(unroll=3), dict(remat=True), dict(remat=True, unroll=2)])
+def test_scan_unroll_and_remat_are_one_function(change):
+    model, variables = build(BASE)
+    other = Transformer(dataclasses.replace(BASE, **change))
+
+    def loss(model):
+        return lambda v: jnp.square(model.apply(v, X)[0]).mean()
+
+    a, b = (jax.value_and_grad(loss(m))(variables) for m in (model, other))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
+
+
+def test_jit_equals_eager():
+    model, variables = build(BASE)
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, X)[0], model.apply(variables, X)[0], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_adaln_zero_starts_as_identity_and_modulates_segments_apart():
+    config = dataclasses.replace(BASE, adaln=2)
+    cond = jax.random.normal(jax.random.key(3), (2, 16))
+    fresh = Transformer(config, (4, 2))
+    params = fresh.init(jax.random.key(0), X, cond=cond)
+    np.testing.assert_array_equal(fresh.apply(params, X, cond=cond)[0], X)
+    config = dataclasses.replace(config, depth=1)
+    model, variables = build(config, segments=(4, 2), cond=cond)
+    kernel = variables["params"]["blocks"]["adaln"]["kernel"]
+    second_only = kernel.at[..., : kernel.shape[-1] // 2].set(0.0)
+    bias = variables["params"]["blocks"]["adaln"]["bias"].at[..., : kernel.shape[-1] // 2].set(0.0)
+    variables["params"]["blocks"]["adaln"] = {"kernel": second_only, "bias": bias}
+    moved = np.abs(np.asarray(model.apply(variables, X, cond=cond)[0] - X)).max((0, 2))
+    assert (moved[:4] == 0).all()
+    assert (moved[4:] > 0).all()
+
+
+def test_cross_attention_reads_only_where_its_mask_allows():
+    config = dataclasses.replace(BASE, cross=True)
+    context = jax.random.normal(jax.random.key(4), (2, 5, 12))
+    mask = jnp.asarray([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
+    model, variables = build(config, context=context, context_mask=mask)
+    out = model.apply(variables, X, context=context, context_mask=mask)[0]
+    other = model.apply(variables, X, context=context.at[:, 2:].add(1.0), context_mask=mask)[0]
+    np.testing.assert_array_equal(out[0], other[0])
+    assert float(jnp.abs(out[1] - other[1]).max()) > 1e-4
+
+
+def test_drop_path_and_dropout_act_in_training_only():
+    config = dataclasses.replace(BASE, dropout=0.5, drop_path=0.5)
+    model, variables = build(config)
+    still = model.apply(variables, X)[0]
+    np.testing.assert_array_equal(still, model.apply(variables, X)[0])
+    a, b = (
+        model.apply(variables, X, train=True, rngs={"dropout": jax.random.key(k)})[0] for k in (0, 1)
+    )
+    assert float(jnp.abs(a - b).max()) > 1e-3
+
+
+def test_drop_path_keeps_the_expectation():
+    from nexttok.nn.transformer import drop_path
+
+    x = jnp.ones((20000, 1, 1))
+    out = drop_path(x, jnp.asarray(0.3), jax.random.key(0))
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float((out == 0).astype(jnp.float32).mean()) == pytest.approx(0.3, abs=0.02)
+
+
+def test_tap_returns_a_middle_layer():
+    model, variables = build(BASE)
+    _, _, tapped = model.apply(variables, X, tap=0)
+    first = Transformer(dataclasses.replace(BASE, depth=1))
+    head = {"params": jax.tree.map(lambda p: p[:1], variables["params"])}
+    np.testing.assert_allclose(tapped, first.apply(head, X)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_rope_depends_on_relative_positions_only():
+    q, k = jax.random.normal(jax.random.key(5), (2, 1, 1, 1, 8))
+
+    def score(i, j, interleaved):
+        angles = jnp.asarray(rope_angles(np.asarray([[i], [j]]), 8))
+        a = rotate(q, angles[:1], interleaved)
+        b = rotate(k, angles[1:], interleaved)
+        return float((a * b).sum())
+
+    for interleaved in (True, False):
+        assert score(3, 1, interleaved) == pytest.approx(score(9, 7, interleaved), abs=1e-4)
+        assert abs(score(3, 1, interleaved) - score(3, 2, interleaved)) > 1e-4
+
+
+def test_rope_axes_split_the_pairs():
+    table = rope_angles(grid_positions((2, 3)), 8)
+    assert table.shape == (6, 4)
+    np.testing.assert_allclose(table[4], [1, 0.01, 1, 0.01])  # row 1, column 1
+    np.testing.assert_allclose(table[2], [0, 0, 2, 0.02])
+    assert rope_angles(grid_positions((2, 2, 2)), 12).shape == (8, 6)
+    with pytest.raises(ConfigError, match="head_dim = 6"):
+        rope_angles(grid_positions((2, 2)), 6)
+
+
+def test_sincos_quarters_are_sin_w_cos_w_sin_h_cos_h():
+    table = sincos_table((2, 3), 8)
+    omega = 1e4 ** (-np.arange(2) / 2)
+    h, w = 1, 2
+    expected = np.concatenate([np.sin(w * omega), np.cos(w * omega), np.sin(h * omega), np.cos(h * omega)])
+    np.testing.assert_allclose(table[5], expected, rtol=1e-6)
+    with pytest.raises(ConfigError, match="width = 6"):
+        sincos_table((2, 2), 6)
+
+
+def test_time_features():
+    got = time_features(jnp.asarray([0.5]), 4, 256.0, 1000.0)
+    args = 500.0 * 256.0 ** (-np.arange(2) / 2)
+    np.testing.assert_allclose(got[0], [*np.cos(args), *np.sin(args)], atol=1e-4)
+
+
+def test_norm_names_are_checked():
+    with pytest.raises(ConfigError, match="norm = 'batch'"):
+        Norm("batch").init(jax.random.key(0), X)

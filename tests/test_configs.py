@@ -1,0 +1,127 @@
+"""Law table of configs: every variant resolves and has its paper's sizes; no key is dead."""
+
+import ast
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from nexttok import experiment, run
+from nexttok.config import ConfigError
+from nexttok.main import load_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
+
+
+def variants(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "VARIANTS":
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path} has no VARIANTS")
+
+
+EVERY = [f"{p}:{v}" for p in FILES for v in variants(p)]
+
+# Millions of parameters: encoder and decoder as released, and the frozen autoencoder's total.
+RELEASED = {
+    "imagenet256_d12_d12": (85, 170),
+    "imagenet256_d18_d18": (287, 573),
+    "imagenet256_d18_d28": (287, 2158),
+}
+
+
+@pytest.mark.parametrize("spec", EVERY)
+def test_every_variant_resolves_at_full_size(spec):
+    exp = experiment.resolve(load_config(spec))
+    counts = run.parameter_counts(exp)
+    print({k: f"{v:,}" for k, v in counts.items()})
+    assert all(count > 0 for count in counts.values())
+    variant = spec.split(":")[-1]
+    if variant in RELEASED:
+        encoder, decoder = RELEASED[variant]
+        assert counts["tokenizer/encoder"] / 1e6 == pytest.approx(encoder, rel=0.01)
+        assert counts["tokenizer/decoder"] / 1e6 == pytest.approx(decoder, rel=0.015)
+        latent = counts["latent/encoder"] + counts["latent/decoder"]
+        assert latent / 1e6 == pytest.approx(84, rel=0.01)
+        assert exp.tokenizer.spec.vocab == 64000
+        assert exp.tokenizer.spec.length == 256
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_docstring_cites_the_paper_and_its_command(path):
+    doc = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"--config=configs/{path.name}" in doc
+    assert "et al." in doc
+    for variant in variants(path):
+        assert variant in doc
+
+
+
+def leaves(config, prefix=""):
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+SOURCES = {p: ast.parse(p.read_text()) for p in sorted((ROOT / "nexttok").rglob("*.py"))}
+READ = {
+    node.attr
+    for tree in SOURCES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+} | {
+    node.value
+    for tree in SOURCES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str)
+}
+
+
+@pytest.mark.parametrize("spec", EVERY)
+def test_no_key_is_unread(spec):
+    unread = [key for key in leaves(load_config(spec)) if key.split(".")[-1] not in READ]
+    assert not unread
+
+
+@pytest.mark.parametrize("spec", EVERY[:1])
+def test_no_key_that_is_read_is_undeclared(spec):
+    """Dropping any key of any section is noticed before anything runs."""
+    for key in leaves(load_config(spec)):
+        config = load_config(spec)
+        *parents, last = key.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        if parents[:2] == ["train", "latent"]:
+            continue  # the section of a stage that this variant does not train
+        with config.unlocked():
+            del section[last]
+        with pytest.raises(ConfigError, match=last):
+            experiment.resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dtype", "float16", r"config\.dtype = 'float16': expected float32 \| bfloat16"),
+        ("stages", ("generator",), r"config\.stages = \('generator',\)"),
+        ("seed", -1, r"config\.seed = -1"),
+        ("tokenizer.name", "vqvae9", r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| flextok"),
+        ("sample.tokens", 17, r"config\.sample\.tokens = 17: expected 0 \.\. 16"),
+        ("sample.top_p", 2.0, r"config\.sample\.top_p = 2\.0"),
+        ("train.tokenizer.save_every", 75, r"save_every = 75: expected a multiple of .*log_every = 50"),
+        ("train.generator.accumulate", 3, r"train\.generator\.accumulate = 3"),
+        ("eval.samples", 0, r"config\.eval\.samples = 0"),
+        ("features.name", "clip", r"config\.features\.name = 'clip'"),
+        ("mesh.tensor", 0, r"config\.mesh\.tensor = 0"),
+    ],
+)
+def test_impossible_values_are_refused(key, value, message):
+    config = load_config(str(FILES[0]))
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=message):
+        experiment.resolve(config)

@@ -1,0 +1,176 @@
+"""The command line, whole: train, resume, evaluate, sample, compile; and its error messages."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nexttok import main as cli
+from nexttok.config import ConfigError
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = f"--config={ROOT}/configs/flextok.py:tiny"
+SMALL = [
+    "--config.train.tokenizer.steps=20", "--config.train.generator.steps=20",
+    "--config.eval.classifier_steps=20", "--config.eval.samples=50",
+]  # fmt: skip
+
+
+def command(*words):
+    return [sys.executable, "-m", "nexttok.main", *words]
+
+
+def environment():
+    env = dict(os.environ, JAX_PLATFORMS="cpu")
+    env.pop("XLA_FLAGS", None)
+    return env
+
+
+def call(*words, code=0):
+    done = subprocess.run(
+        command(*words), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", name="workdir")
+def _workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    call(CONFIG, f"--workdir={workdir}", *SMALL)
+    return workdir
+
+
+def test_training_ends_in_numbers_pictures_and_a_report(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    prefixes = results["reconstruction"]["prefixes"]
+    assert [row["tokens"] for row in prefixes] == [1, 2, 4, 8]
+    assert 0 < results["samples"]["classifier_accuracy"] <= 1
+    assert results["samples"]["network_calls"] == 8
+    assert results["likelihood"]["bits_per_token"] > 0
+    for name in ("reconstructions", "samples", "growing"):
+        picture = np.asarray(Image.open(workdir / "pictures" / f"{name}.png"))
+        assert picture.std() > 20
+        assert len(np.unique(picture)) > 20
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [(r["stage"], r["step"]) for r in lines]
+    assert steps == [(s, n) for s in ("tokenizer", "generator") for n in (10, 20)]
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert (workdir / "report.html").stat().st_size > 50_000
+
+
+def test_eval_again_gives_the_same_results(workdir):
+    before = (workdir / "results.json").read_text()
+    call(CONFIG, f"--workdir={workdir}", "--mode=eval", *SMALL)
+    assert (workdir / "results.json").read_text() == before
+
+
+def test_sample_draws_as_many_tokens_as_asked(workdir):
+    call(CONFIG, f"--workdir={workdir}", "--mode=sample", "--config.sample.tokens=3",
+         "--config.sample.per_class=2", "--config.sample.guidance=3.0", *SMALL)  # fmt: skip
+    with np.load(workdir / "samples.npz") as saved:
+        assert saved["ids"].shape == (20, 3)
+        assert saved["images"].shape == (20, 16, 16, 1)
+        assert np.isfinite(saved["images"]).all()
+
+
+def test_another_config_cannot_take_over_a_workdir(workdir):
+    said = call(CONFIG, f"--workdir={workdir}", *SMALL, "--config.tokenizer.flow_steps=9", code=2)
+    assert "config.tokenizer.flow_steps = 9: expected 4" in said
+
+
+def test_a_trained_tokenizer_serves_another_run_with_cached_tokens(workdir, tmp_path):
+    call(CONFIG, f"--workdir={tmp_path}", *SMALL, f"--config.tokenizer_checkpoint={workdir}",
+         "--config.cached_passes=1")  # fmt: skip
+    a, b = (json.loads((d / "results.json").read_text()) for d in (workdir, tmp_path))
+    assert a["reconstruction"] == b["reconstruction"]
+    assert not (tmp_path / "checkpoints" / "tokenizer").exists()
+    with np.load(next(tmp_path.glob("tokens-*.npz"))) as saved:
+        assert saved["ids"].shape[1] == 8
+        assert len(saved["ids"]) >= 1300
+
+
+def test_sigkill_at_a_random_moment_changes_nothing(workdir, tmp_path):
+    words = command(CONFIG, f"--workdir={tmp_path}", *SMALL)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(np.random.default_rng().uniform(0, 3))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    call(CONFIG, f"--workdir={tmp_path}", *SMALL)
+    assert (tmp_path / "results.json").read_text() == (workdir / "results.json").read_text()
+
+    def losses(path):
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return [(r["stage"], r["step"], r["loss"]) for r in rows]
+
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_compile_prints_memory_and_flops(tmp_path):
+    said = call(CONFIG, "--mode=compile", f"--workdir={tmp_path}/none")
+    rows = [json.loads(line[line.index("{") :]) for line in said.splitlines() if '"flops"' in line]
+    assert [r["stage"] for r in rows] == ["tokenizer", "generator"]
+    assert all(r["flops"] > 1e6 and r["bytes"] > 1e5 for r in rows)
+    assert not (tmp_path / "none").exists()
+
+
+def test_help_lists_modes_and_keys():
+    said = call("--help", CONFIG)
+    for word in ("train", "compile", "--workdir", "--config.tokenizer.registers=8", "config.seed"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.tokenizer.widht=3"], "config.tokenizer.widht = '3': unknown key; config.tokenizer has"),
+        (["--config.seed=abc"], "config.seed = 'abc': expected a value of type int, like 0"),
+        (["--config.tokenizer.remat=maybe"], "config.tokenizer.remat = 'maybe': expected true or false"),
+        (["--config.tokenizer.patch=5"], "config.tokenizer.patch = 5: expected a divisor"),
+        (["--config.data.source=tfds:none"], "config.data.source = 'tfds:none'"),
+        (["--config.mesh.tensor=3"], "config.mesh ="),
+        (["--mode=eval"], "expected the workdir of a trained run"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(words, message, tmp_path, capsys):
+    workdir = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([CONFIG, f"--workdir={workdir}", *words])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    assert message in said
+    assert not workdir.exists()
+
+
+def test_config_files_and_variants_are_checked():
+    with pytest.raises(ConfigError, match=r"--config = 'nothing\.py'"):
+        cli.load_config("nothing.py")
+    with pytest.raises(ConfigError, match=r"variant 'huge': expected digits \| tiny"):
+        cli.load_config(f"{ROOT}/configs/flextok.py:huge")
+
+
+def test_overrides_are_typed_like_what_they_replace():
+    config = cli.load_config(f"{ROOT}/configs/flextok.py")
+    for text in ("seed=3", "tokenizer.levels=5,5,5", "tokenizer.remat=True", "stages=tokenizer",
+                 "train.tokenizer.learning_rate=1e-3", "data.source=photos"):  # fmt: skip
+        cli.override(config, text)
+    assert config.seed == 3
+    assert config.tokenizer.levels == (5, 5, 5)
+    assert config.tokenizer.remat is True
+    assert config.stages == ("tokenizer",)
+    assert config.train.tokenizer.learning_rate == 1e-3
+    assert config.data.source == "photos"

@@ -1,0 +1,91 @@
+"""The convolutional autoencoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import flextok as config
+from nexttok.config import ConfigError
+from nexttok.nn.conv import Conv, GroupNorm
+from nexttok.optim import permissive
+from nexttok.tokenizers import autoencoder
+
+
+def make(shape=(16, 16, 3), **changes):
+    section = config.autoencoder(width=8, multipliers=(1, 2), blocks=1, latent_channels=4)
+    section.update(groups=4)
+    section.update(changes)
+    return autoencoder.make(section, shape)
+
+
+def test_shapes_mode_and_sampling():
+    model = make(scaling_factor=2.0)
+    params = model.init(jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
+    mode = model.encode(params, x)
+    assert mode.values.shape == (2, 64, 4)
+    assert model.spec.grid == (8, 8)
+    assert model.decode(params, mode).shape == x.shape
+    np.testing.assert_array_equal(mode.values, model.encode(params, x).values)
+    assert float(jnp.abs(mode.values - model.encode(params, x, jax.random.key(2)).values).max()) > 0
+    halved = make(scaling_factor=1.0).encode(params, x).values
+    np.testing.assert_allclose(mode.values, 2.0 * halved, rtol=1e-6)
+
+
+def test_a_plain_autoencoder_draws_nothing():
+    model = make(sample_posterior=False, kl_weight=0.0)
+    params = model.init(jax.random.key(0))
+    x = jnp.zeros((1, 16, 16, 3))
+    np.testing.assert_array_equal(
+        model.encode(params, x, jax.random.key(1)).values, model.encode(params, x).values
+    )
+
+
+def test_loss_falls():
+    model = make(kl_weight=1e-3)
+    params = model.init(jax.random.key(0))
+    x = jax.image.resize(jax.random.uniform(jax.random.key(1), (8, 4, 4, 3)), (8, 16, 16, 3), "linear")
+    optimizer = permissive(optax.adam(3e-3))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, key):
+        loss = lambda p: model.loss(p, {"image": x}, key)[0].mean()  # noqa: E731
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, value
+
+    values = []
+    for i in range(30):
+        params, state, value = step(params, state, jax.random.key(i))
+        values.append(float(value))
+    assert values[-1] < 0.4 * values[0]
+
+
+def test_group_norm_is_its_definition():
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 5, 4, 12))
+    module = GroupNorm(3)
+    params = {"scale": jnp.arange(12.0), "bias": jnp.ones(12)}
+    groups = np.asarray(x).reshape(2, 20, 3, 4)
+    mean, var = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    expected = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(x.shape) * np.arange(12.0) + 1
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_strided_convolution_pads_right_and_bottom():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
+    params = {"kernel": jnp.arange(9.0).reshape(3, 3, 1, 1), "bias": jnp.zeros(1)}
+    y = Conv(1, 2).apply({"params": params}, x)
+    assert y.shape == (1, 2, 2, 1)
+    assert float(y[0, 0, 0, 0]) == 0.0  # the kernel's first tap lies on pixel (0, 0)
+    last = Conv(1, 2).apply({"params": params}, jnp.roll(x, (1, 1), (1, 2)))
+    assert float(last[0, 0, 0, 0]) == 4.0
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.resolution = 15: expected a multiple of 2"):
+        make((15, 15, 3))
+    with pytest.raises(ConfigError, match=r"latent\.groups = 5"):
+        make(groups=5).init(jax.random.key(0))
