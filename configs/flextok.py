@@ -3,7 +3,7 @@
     python -m nexttok.main --config=configs/flextok.py --workdir=runs/flextok
 
 Variants (`--config=configs/flextok.py:<variant>`):
-  digits   (default) 16 tokens of 1,000 ids for scikit-learn's handwritten digits.
+  digits   (default) 8 tokens of 1,600 ids for scikit-learn's handwritten digits.
   tiny     the whole path, training to pictures, in under a minute.
   photos   64 x 64 crops of photographs, an f4 autoencoder trained first.
   imagenet256_d12_d12 | imagenet256_d18_d18 | imagenet256_d18_d28
@@ -31,7 +31,7 @@ def get_config(variant="digits"):
     config.name = "flextok"
     config.tokenizer = tokenizer()
     config.generator = generator()
-    config.train.tokenizer.update(steps=1100, optimizer="muon", learning_rate=4e-3, ema=0.995)
+    config.train.tokenizer.update(steps=1400, optimizer="muon", learning_rate=4e-3, ema=0.995)
     config.train.generator.update(steps=800, batch_size=128, learning_rate=1e-3, ema=0.99)
     if variant == "tiny":
         tiny(config)
@@ -43,11 +43,11 @@ def get_config(variant="digits"):
 
 
 def tokenizer():
-    """The digits' tokenizer: 16 patches, 16 registers, 160 bits."""
+    """The digits' tokenizer: 16 patches, 8 registers, 85 bits."""
     return common.section(
         name="flextok",
-        registers=16,
-        levels=(8, 5, 5, 5),
+        registers=8,
+        levels=(8, 8, 5, 5),
         patch=4,
         encoder_width=128,
         encoder_depth=3,
@@ -94,7 +94,7 @@ def tiny(config):
     """Seconds per stage; the numbers mean little, the path is whole."""
     config.tokenizer.update(
         encoder_width=32, encoder_depth=1, decoder_width=32, decoder_depth=1, head_dim=16,
-        registers=8, flow_steps=4,
+        flow_steps=4,
     )  # fmt: skip
     config.generator.update(width=32, depth=1, head_dim=16)
     config.train.tokenizer.update(steps=60, batch_size=32, warmup=10, log_every=10, save_every=20)

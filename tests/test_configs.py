@@ -111,7 +111,7 @@ def test_no_key_that_is_read_is_undeclared(spec):
         ("stages", ("generator",), r"config\.stages = \('generator',\)"),
         ("seed", -1, r"config\.seed = -1"),
         ("tokenizer.name", "vqvae9", r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| flextok"),
-        ("sample.tokens", 17, r"config\.sample\.tokens = 17: expected 0 \.\. 16"),
+        ("sample.tokens", 9, r"config\.sample\.tokens = 9: expected 0 \.\. 8"),
         ("sample.top_p", 2.0, r"config\.sample\.top_p = 2\.0"),
         ("train.tokenizer.save_every", 75, r"save_every = 75: expected a multiple of .*log_every = 50"),
         ("train.generator.accumulate", 3, r"train\.generator\.accumulate = 3"),
