@@ -50,7 +50,9 @@ def main(tokens: int = 256, batch: int = 4) -> None:
     gen = generator.make(section, TokenSpec((tokens,), 1024, 4, True), 10)
     params, label = gen.init(jax.random.key(0)), jnp.arange(batch, dtype=jnp.int32)
     head = params["head"]["logits"]["kernel"]
-    params["head"]["logits"]["kernel"] = jax.random.normal(stream(jax.random.key(1), "head"), head.shape)
+    params["head"]["logits"]["kernel"] = jax.random.normal(
+        stream(jax.random.key(1), "head"), head.shape
+    )
     key = jax.random.key(2)
 
     @jax.jit

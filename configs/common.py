@@ -8,10 +8,13 @@ def base() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
-            dtype="float32",  # compute dtype of networks: float32 | bfloat16; parameters stay float32
-            stages=("tokenizer", "generator"),  # trained in this order, each on the frozen earlier ones
-            tokenizer_checkpoint="",  # a finished workdir whose tokenizer is used instead of training one
-            cached_passes=0,  # generator: tokenize this many augmented passes once; 0 for on the fly
+            dtype="float32",  # of computation: float32 | bfloat16; parameters stay float32
+            stages=(
+                "tokenizer",
+                "generator",
+            ),  # trained in this order, each on the frozen earlier ones
+            tokenizer_checkpoint="",  # a finished workdir whose tokenizer is used
+            cached_passes=0,  # generator: passes tokenized once; 0 for on the fly
             latent=dict(name=""),  # an autoencoder under the tokenizer; "" tokenizes pixels
             features=dict(name="", preset="", checkpoint=""),  # alignment: dinov2, its file
             mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1, expert=1),  # -1: all devices left over
@@ -48,24 +51,27 @@ def base() -> ConfigDict:
 
 def stage(**changes) -> dict:
     """One training stage. `learning_rate` follows warm-up then `schedule`."""
-    return dict(
-        steps=1000,
-        batch_size=64,
-        accumulate=1,  # micro-batches per step
-        optimizer="adamw",
-        learning_rate=1e-3,
-        final_learning_rate=0.0,  # where the cosine ends
-        schedule="cosine",  # cosine | constant
-        warmup=100,
-        weight_decay=0.05,
-        b1=0.9,
-        b2=0.99,
-        clip=1.0,  # global gradient norm; 0 for none
-        ema=0.999,  # decay of the weight average used at evaluation; 0 for none
-        log_every=50,
-        save_every=250,
-        keep=2,  # checkpoints kept
-    ) | changes
+    return (
+        dict(
+            steps=1000,
+            batch_size=64,
+            accumulate=1,  # micro-batches per step
+            optimizer="adamw",
+            learning_rate=1e-3,
+            final_learning_rate=0.0,  # where the cosine ends
+            schedule="cosine",  # cosine | constant
+            warmup=100,
+            weight_decay=0.05,
+            b1=0.9,
+            b2=0.99,
+            clip=1.0,  # global gradient norm; 0 for none
+            ema=0.999,  # decay of the weight average used at evaluation; 0 for none
+            log_every=50,
+            save_every=250,
+            keep=2,  # checkpoints kept
+        )
+        | changes
+    )
 
 
 def section(**keys) -> ConfigDict:

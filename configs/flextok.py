@@ -60,7 +60,7 @@ def tokenizer():
         mode_scale=0.25,
         align_weight=0.0,  # of the alignment loss to config.features
         align_layer=1,
-        max_timestep=1.0,  # time t in [0, 1] enters the sine-cosine features as 1000 t / max_timestep
+        max_timestep=1.0,  # time t in [0, 1] enters its features as 1000 t / max_timestep
         flow_steps=16,
         solver="euler",
         guidance=2.0,

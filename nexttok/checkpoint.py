@@ -41,9 +41,7 @@ def manifest_path(directory: pathlib.Path, step: int) -> pathlib.Path:
 def write_manifest(directory: pathlib.Path, step: int) -> None:
     """Records size and SHA-256 of every file of a committed step."""
     step_dir = directory / str(step)
-    rows = {
-        str(p.relative_to(step_dir)): [p.stat().st_size, _digest(p)] for p in _files(step_dir)
-    }
+    rows = {str(p.relative_to(step_dir)): [p.stat().st_size, _digest(p)] for p in _files(step_dir)}
     partial = manifest_path(directory, step).with_suffix(".partial")
     partial.write_text(json.dumps(rows, indent=1))
     os.replace(partial, manifest_path(directory, step))

@@ -173,7 +173,7 @@ class Generator:
         cache: Cache,
         label: Int[Array, "B"],
     ) -> tuple[Array, Cache]:
-        """Head outputs of slots first .. first + S - 1, whose inputs are `ids`, reading the cache."""
+        """Head outputs of slots first .. first + S - 1 with inputs `ids`, reading the cache."""
         at = first + jnp.arange(ids.shape[1], dtype=jnp.int32)
         steps = jnp.take(jnp.asarray(self.context_fns.steps(self.full_plan)), at)
         hidden, cache = self.backbone.apply(

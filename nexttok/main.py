@@ -115,11 +115,15 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     modes = "; ".join(f"{k}: {v}" for k, v in MODES.items())
-    parser.add_argument("--config", metavar="FILE.py[:VARIANT]", help="for example configs/flextok.py:tiny")
+    parser.add_argument(
+        "--config", metavar="FILE.py[:VARIANT]", help="for example configs/flextok.py:tiny"
+    )
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<config>_<variant>")
     parser.add_argument("--mode", choices=list(MODES), default="train", help=modes)
     parser.add_argument("--topology", default="", help="compile: a TPU slice such as v5p:2x2x1")
-    parser.add_argument("-h", "--help", action="store_true", help="this text, and the config's keys")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="this text, and the config's keys"
+    )
     overrides, rest = [], []
     for word in argv:
         (overrides if word.startswith("--config.") else rest).append(word)

@@ -155,8 +155,8 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
             ways = int(np.prod([mesh.shape[n] for n in names]))
             if size % ways:
                 raise ConfigError(
-                    f"config.mesh.{names[0]} = {mesh.shape[names[0]]}: expected a divisor of {size},"
-                    f" a dimension of parameter {name} {tuple(leaf.shape)}"
+                    f"config.mesh.{names[0]} = {mesh.shape[names[0]]}: expected a divisor of "
+                    f"{size}, a dimension of parameter {name} {tuple(leaf.shape)}"
                 )
         return NamedSharding(mesh, spec)
 

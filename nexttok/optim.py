@@ -15,9 +15,7 @@ from nexttok.mesh import path_name
 OPTIMIZERS, SCHEDULES = ("adamw", "adam", "lion", "muon"), ("cosine", "constant")
 
 # Never decayed, whatever their rank: embeddings, positions, learned tokens, biases, scales.
-NO_DECAY = re.compile(
-    r"(bias|scale|gamma|embedding|positions|registers|sos|\w+_tokens?)$"
-)
+NO_DECAY = re.compile(r"(bias|scale|gamma|embedding|positions|registers|sos|\w+_tokens?)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,4 +131,6 @@ def ema_update(ema: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any
     """d ema + (1 - d) params with d = min(decay, (1 + step) / (10 + step))."""
     step = step.astype(jnp.float32)
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, b: d.astype(a.dtype) * a + (1.0 - d).astype(a.dtype) * b, ema, params)
+    return jax.tree.map(
+        lambda a, b: d.astype(a.dtype) * a + (1.0 - d).astype(a.dtype) * b, ema, params
+    )

@@ -28,7 +28,9 @@ class Plan:
     def __post_init__(self):
         n = len(self.order)
         whole = np.array_equal(np.sort(self.order), np.arange(n))
-        check(whole, "generator.plan", self.order, f"an order that is a permutation of 0 .. {n - 1}")
+        check(
+            whole, "generator.plan", self.order, f"an order that is a permutation of 0 .. {n - 1}"
+        )
         fits = sum(self.sizes) == n and all(s >= 1 for s in self.sizes)
         check(fits, "generator.plan", self.sizes, f"positive step sizes that sum to {n} tokens")
 
@@ -82,8 +84,8 @@ class Plan:
 def raster(grid: tuple[int, ...]) -> Plan:
     """One token a step, row-major; for 1D tokens, from the first to the last.
 
-        0 1 2
-        3 4 5
+    0 1 2
+    3 4 5
     """
     count = math.prod(grid)
     return Plan(np.arange(count, dtype=np.int32), (1,) * count)

@@ -14,7 +14,7 @@ class Progress:
     """
 
     def __init__(self, total: int, start: int, name: str, batch: int, every: float = 15.0):
-        """Starts at `start` of `total` steps of `batch` examples; lines at least `every` s apart."""
+        """Starts at `start` of `total` steps of `batch` examples; lines are `every` s apart."""
         self.total, self.step, self.name, self.batch, self.every = total, start, name, batch, every
         self.rate, self._then = 0.0, time.monotonic()
         self._told = self._begun = self._then

@@ -36,7 +36,9 @@ def make_task(exp: Experiment, stage: str) -> Task:
     if stage == "latent":
         return Task(stage, exp.latent.init, lambda p, f, b, k: exp.latent.loss(p, b, k))
     if stage == "tokenizer":
-        return Task(stage, exp.tokenizer.init, lambda p, f, b, k: exp.tokenizer.loss({**p, **f}, b, k))
+        return Task(
+            stage, exp.tokenizer.init, lambda p, f, b, k: exp.tokenizer.loss({**p, **f}, b, k)
+        )
 
     def loss(params, frozen, batch, key):
         if "ids" in batch:

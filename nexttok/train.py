@@ -127,9 +127,7 @@ def make_step(task: Task, cfg: StageConfig) -> Callable:
 
     def step(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
         key = stream(state.rng, state.step)
-        loss, metrics, grads = loss_and_grad(
-            task, state.params, frozen, batch, key, cfg.accumulate
-        )
+        loss, metrics, grads = loss_and_grad(task, state.params, frozen, batch, key, cfg.accumulate)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = ema_update(state.ema, params, cfg.ema, state.step) if cfg.ema else state.ema

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard beside it; process 0 only, off the hot path."""
+"""Where metrics go: metrics.jsonl and TensorBoard; process 0 only, off the hot path."""
 
 import json
 import os

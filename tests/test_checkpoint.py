@@ -20,13 +20,13 @@ def items(value=1.0):
 
 
 def abstract(tree):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def equal(a, b):
-    data = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    data = lambda x: (
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    )
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(data(x), data(y)), a, b)
 
 
@@ -35,7 +35,12 @@ def test_round_trip_and_keep(tmp_path):
         assert store.restore_latest(abstract(items())) is None
         for step in (1, 2, 3):
             store.save(step, items(step), {"next_index": step}, {"note": "x"})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "manifest-2.json", "manifest-3.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "2",
+        "3",
+        "manifest-2.json",
+        "manifest-3.json",
+    ]
     with Checkpoints(tmp_path, keep=2) as store:
         found, data, meta, step = store.restore_latest(abstract(items()))
     equal(found, items(3))

@@ -57,7 +57,6 @@ def test_docstring_cites_the_paper_and_its_command(path):
         assert variant in doc
 
 
-
 def leaves(config, prefix=""):
     for key in config:
         value = config[key]
@@ -110,10 +109,18 @@ def test_no_key_that_is_read_is_undeclared(spec):
         ("dtype", "float16", r"config\.dtype = 'float16': expected float32 \| bfloat16"),
         ("stages", ("generator",), r"config\.stages = \('generator',\)"),
         ("seed", -1, r"config\.seed = -1"),
-        ("tokenizer.name", "vqvae9", r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| flextok"),
+        (
+            "tokenizer.name",
+            "vqvae9",
+            r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| flextok",
+        ),
         ("sample.tokens", 9, r"config\.sample\.tokens = 9: expected 0 \.\. 8"),
         ("sample.top_p", 2.0, r"config\.sample\.top_p = 2\.0"),
-        ("train.tokenizer.save_every", 75, r"save_every = 75: expected a multiple of .*log_every = 50"),
+        (
+            "train.tokenizer.save_every",
+            75,
+            r"save_every = 75: expected a multiple of .*log_every = 50",
+        ),
         ("train.generator.accumulate", 3, r"train\.generator\.accumulate = 3"),
         ("eval.samples", 0, r"config\.eval\.samples = 0"),
         ("features.name", "clip", r"config\.features\.name = 'clip'"),

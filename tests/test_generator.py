@@ -1,4 +1,4 @@
-"""Law table of generators: causality by gradient, cache equals teacher forcing, total probability."""
+"""Law table of generators: causality by gradient, cached equals teacher-forced, probability one."""
 
 import itertools
 
@@ -57,7 +57,9 @@ def test_causality_by_gradient(gen):
         shifted = soft - onehot
         table = params["backbone"]["embedding"]
         extra = jnp.concatenate([jnp.zeros((1, 1, table.shape[1])), (shifted @ table)[:, :-1]], 1)
-        variables = {"params": params["backbone"] | {"positions": params["backbone"]["positions"] + extra[0]}}
+        variables = {
+            "params": params["backbone"] | {"positions": params["backbone"]["positions"] + extra[0]}
+        }
         hidden, _ = gen.backbone.apply(
             variables, gen.context_fns.inputs(ids), jnp.arange(gen.spec.length),
             jnp.asarray(gen.context_fns.steps(gen.full_plan)), label,

@@ -136,9 +136,15 @@ def test_help_lists_modes_and_keys():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config.tokenizer.widht=3"], "config.tokenizer.widht = '3': unknown key; config.tokenizer has"),
+        (
+            ["--config.tokenizer.widht=3"],
+            "config.tokenizer.widht = '3': unknown key; config.tokenizer has",
+        ),
         (["--config.seed=abc"], "config.seed = 'abc': expected a value of type int, like 0"),
-        (["--config.tokenizer.remat=maybe"], "config.tokenizer.remat = 'maybe': expected true or false"),
+        (
+            ["--config.tokenizer.remat=maybe"],
+            "config.tokenizer.remat = 'maybe': expected true or false",
+        ),
         (["--config.tokenizer.patch=5"], "config.tokenizer.patch = 5: expected a divisor"),
         (["--config.data.source=tfds:none"], "config.data.source = 'tfds:none'"),
         (["--config.mesh.tensor=3"], "config.mesh ="),

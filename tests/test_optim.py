@@ -8,10 +8,20 @@ import pytest
 
 from configs import common
 from nexttok.config import ConfigError, build
-from nexttok.optim import OPTIMIZERS, StageConfig, decay_mask, ema_update, make_optimizer, make_schedule
+from nexttok.optim import (
+    OPTIMIZERS,
+    StageConfig,
+    decay_mask,
+    ema_update,
+    make_optimizer,
+    make_schedule,
+)
 
 PARAMS = {
-    "backbone": {"embedding": jnp.ones((4, 2)), "trunk": {"blocks": {"attn": {"wq": {"kernel": jnp.ones((3, 2, 2))}}}}},
+    "backbone": {
+        "embedding": jnp.ones((4, 2)),
+        "trunk": {"blocks": {"attn": {"wq": {"kernel": jnp.ones((3, 2, 2))}}}},
+    },
     "out": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
     "mask_token": jnp.ones((1, 2)),
 }  # fmt: skip
@@ -22,10 +32,14 @@ def stage(**changes):
 
 
 def test_schedule_values():
-    cosine = make_schedule(stage(steps=110, warmup=10, learning_rate=1.0, final_learning_rate=0.2), "t")
+    cosine = make_schedule(
+        stage(steps=110, warmup=10, learning_rate=1.0, final_learning_rate=0.2), "t"
+    )
     np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [0.0, 0.5, 1.0], rtol=1e-6)
     np.testing.assert_allclose([cosine(60), cosine(110)], [0.6, 0.2], rtol=1e-5)
-    constant = make_schedule(stage(steps=110, warmup=10, learning_rate=1.0, schedule="constant"), "t")
+    constant = make_schedule(
+        stage(steps=110, warmup=10, learning_rate=1.0, schedule="constant"), "t"
+    )
     np.testing.assert_allclose([constant(5), constant(90)], [0.5, 1.0])
 
 
@@ -45,7 +59,7 @@ def test_every_optimizer_descends_and_decays_only_what_it_should(name):
 
     @jax.jit
     def step(params, state):
-        loss = lambda p: sum(jnp.square(x - 0.5).sum() for x in jax.tree.leaves(p))  # noqa: E731
+        loss = lambda p: sum(jnp.square(x - 0.5).sum() for x in jax.tree.leaves(p))
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 

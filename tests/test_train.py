@@ -106,8 +106,10 @@ def test_finished_stages_are_not_trained_again(tmp_path):
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    poisoned = lambda start: batches(start, poison=6)  # noqa: E731
-    with pytest.raises(train.NonFiniteError, match=r"stage toy, step 7: loss is nan.*learning_rate"):
+    poisoned = lambda start: batches(start, poison=6)
+    with pytest.raises(
+        train.NonFiniteError, match=r"stage toy, step 7: loss is nan.*learning_rate"
+    ):
         run(str(tmp_path), stage(), poisoned)
     steps = sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir())
     assert steps == ["4", "6"]
@@ -134,7 +136,10 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 
 def test_a_truncated_checkpoint_is_refused_and_the_previous_one_used(tmp_path, caplog):
     expected = run(str(tmp_path), stage())
-    damaged = sorted((tmp_path / "checkpoints" / "8" / "params").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)[-1]
+    damaged = sorted(
+        (tmp_path / "checkpoints" / "8" / "params").rglob("*"),
+        key=lambda p: p.is_file() and p.stat().st_size,
+    )[-1]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     got = run(str(tmp_path), stage())
     assert f"{damaged} has" in caplog.text
@@ -149,7 +154,7 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches_with_their_own_no
     parts = []
     for i in range(2):
         half = {k: v[2 * i : 2 * i + 2] for k, v in batch.items()}
-        part = lambda p, half=half, i=i: task.loss(p, jnp.zeros(()), half, stream(key, i))[0].mean()  # noqa: E731
+        part = lambda p, half=half, i=i: task.loss(p, jnp.zeros(()), half, stream(key, i))[0].mean()
         parts.append(jax.value_and_grad(part)(params))
     assert float(loss) == pytest.approx(float(parts[0][0] + parts[1][0]) / 2, rel=1e-5)
     assert float(metrics["error"]) == pytest.approx(float(loss), rel=1e-5)
@@ -177,7 +182,10 @@ def test_sharded_step_equals_the_single_device_step(mesh):
             state = train.init_state(task, cfg, 0, abstract)
             batch = host_to_device({"image": image}, devices)
             key = jax.random.key(3)
-            wide = jax.tree.map(lambda p: p + 0.05 * jnp.sin(jnp.arange(p.size) * 1.0).reshape(p.shape), state.params)
+            wide = jax.tree.map(
+                lambda p: p + 0.05 * jnp.sin(jnp.arange(p.size) * 1.0).reshape(p.shape),
+                state.params,
+            )
             grad = jax.jit(lambda p, b: train.loss_and_grad(task, p, {}, b, key, 1))
             loss, _, grads = grad(wide, batch)
             return float(loss), jax.device_get(grads)

@@ -20,8 +20,9 @@ START = -1  # input id of the first slot: the learned start vector
 def validate(plan: Plan) -> None:
     """Raises ConfigError unless every step of the plan predicts one token."""
     one = all(size == 1 for size in plan.sizes)
-    check(one, "generator.context", "shift", "block, query or mask, as the plan predicts several "
-          f"tokens in one step (sizes {plan.sizes[:8]} ...); or a plan of single tokens")  # fmt: skip
+    sizes = f"(sizes {plan.sizes[:8]} ...)"
+    allowed = f"block, query or mask, as the plan predicts several tokens in one step {sizes}"
+    check(one, "generator.context", "shift", allowed)
 
 
 def inputs(ids: Int[Array, "B N"]) -> Int[Array, "B N"]:

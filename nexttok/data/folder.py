@@ -47,7 +47,9 @@ class Folder:
         base = pathlib.Path(root)
         check(base.is_dir(), "data.source", cfg.source, f"a folder that exists, not {root!r}")
         parted = (base / "train").is_dir() and (base / "test").is_dir()
-        classes = sorted(p.name for p in (base / "train" if parted else base).iterdir() if p.is_dir())
+        classes = sorted(
+            p.name for p in (base / "train" if parted else base).iterdir() if p.is_dir()
+        )
         check(bool(classes), "data.source", cfg.source, "a folder with one folder per class")
         self.cfg, files, problems = cfg, [], []
         for label, name in enumerate(classes):

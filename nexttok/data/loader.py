@@ -153,7 +153,8 @@ def make_loader(
 def _test_batches(source: Source, cfg: DataConfig, batch_size: int):
     for start in range(0, len(source), batch_size):
         rows = [
-            _example(source, cfg, i, None) for i in range(start, min(start + batch_size, len(source)))
+            _example(source, cfg, i, None)
+            for i in range(start, min(start + batch_size, len(source)))
         ]
         mask = np.arange(batch_size) < len(rows)
         rows += [rows[-1]] * (batch_size - len(rows))

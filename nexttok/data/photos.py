@@ -10,7 +10,15 @@ from sklearn.datasets import load_sample_image
 from nexttok.data.source import DataConfig, DataInfo
 from nexttok.data.transforms import random_resized_crop, resize, to_channels, to_float
 
-TRAIN = ("china", "flower", "astronaut", "cat", "hubble_deep_field", "retina", "immunohistochemistry")
+TRAIN = (
+    "china",
+    "flower",
+    "astronaut",
+    "cat",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+)
 TEST = ("coffee", "rocket")
 TRAIN_CROPS, TEST_CROPS = 20_000, 400
 

@@ -75,7 +75,7 @@ def distance(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def layout(rng: np.random.Generator) -> tuple[Int[np.ndarray, "M 5"], Float[np.ndarray, "n 3"]]:
-    """A random scene: attributes, and (x, y, rotation) of each shape; shapes lie in distinct cells."""
+    """A random scene: attributes, and (x, y, rotation) of each shape, in distinct cells."""
     count = rng.integers(1, MAX_SHAPES + 1)
     cells = rng.permutation(9)[:count]
     attributes = np.full((MAX_SHAPES, 5), -1, np.int32)

@@ -26,7 +26,7 @@ FEATURES, BATCH = 64, 128
 
 
 class ConvNet(nn.Module):
-    """Overlapping 3 x 3 patches, then 2 x 2 patches until the grid is at most 4 wide, then an MLP."""
+    """Overlapping 3 x 3 patches, 2 x 2 patches until the grid is at most 4 wide, then an MLP."""
 
     classes: int
 
@@ -124,9 +124,7 @@ def train_classifier(
     net = ConvNet(4 if turning else num_classes)
     key = stream(jax.random.key(seed), "classifier")
     params = jax.jit(net.init)(key, jnp.zeros((1, *test_images.shape[1:])))["params"]
-    optimizer = permissive(
-        optax.adamw(optax.cosine_decay_schedule(3e-3, steps), weight_decay=0.02)
-    )
+    optimizer = permissive(optax.adamw(optax.cosine_decay_schedule(3e-3, steps), weight_decay=0.02))
     state = optimizer.init(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

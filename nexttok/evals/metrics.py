@@ -23,9 +23,7 @@ def ssim(
     window = min(7, side if side % 2 else side - 1)
     return np.asarray(
         [
-            structural_similarity(
-                a, b, data_range=data_range, channel_axis=-1, win_size=window
-            )
+            structural_similarity(a, b, data_range=data_range, channel_axis=-1, win_size=window)
             for a, b in zip(x, y, strict=True)
         ]
     )

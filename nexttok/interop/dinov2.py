@@ -34,9 +34,7 @@ def expected(config: ViTConfig) -> dict[str, tuple[int, ...]]:
     return names
 
 
-def check_names(
-    state: dict[str, np.ndarray], names: dict[str, tuple[int, ...]], what: str
-) -> None:
+def check_names(state: dict[str, np.ndarray], names: dict[str, tuple[int, ...]], what: str) -> None:
     """Raises ConfigError listing every missing, unknown and mis-shaped entry."""
     problems = [f"missing {n}" for n in names if n not in state]
     problems += [f"unknown {n}" for n in state if n not in names]

@@ -22,15 +22,19 @@ class Cache:
     """Keys and values of the slots processed so far.
 
     Attributes:
-      keys, values: [layers, B, S, H, d]; inside a layer [B, S, H, d].
+      keys, values: [layers, B, S, H, d].
       steps: int32 [S], the step of each slot, UNFILLED where nothing was written.
       cursor: int32 [], the slot that is written next.
     """
 
-    keys: Float[Array, "..."]
-    values: Float[Array, "..."]
+    keys: Float[Array, "L B S H d"]
+    values: Float[Array, "L B S H d"]
     steps: Int[Array, "S"]
     cursor: Int[Array, ""]
+
+    def add_steps(self, steps: Int[Array, "Q"]) -> Int[Array, "S"]:
+        """Steps of all slots once the new ones are written at the cursor."""
+        return jax.lax.dynamic_update_slice(self.steps, steps, (self.cursor,))
 
 
 def empty_cache(
@@ -70,14 +74,23 @@ def attend(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def write(cache: Cache, k: Array, v: Array, steps: Int[Array, "Q"]) -> Cache:
-    """Puts one layer's new keys and values [B, Q, H, d] at the cursor; the cursor stays."""
-    at = (0, cache.cursor, 0, 0)
-    return cache.replace(
-        keys=jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at),
-        values=jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at),
-        steps=jax.lax.dynamic_update_slice(cache.steps, steps, (cache.cursor,)),
-    )
+@flax.struct.dataclass
+class LayerCache:
+    """One layer's share of a Cache: its keys and values [B, S, H, d] before the new slots are
+    written at `cursor`, and the steps [S] of all slots, the new ones included."""
+
+    keys: Float[Array, "B S H d"]
+    values: Float[Array, "B S H d"]
+    steps: Int[Array, "S"]
+    cursor: Int[Array, ""]
+
+    def write(self, k: Float[Array, "B Q H d"], v: Float[Array, "B Q H d"]) -> "LayerCache":
+        """Puts the new slots' keys and values at the cursor."""
+
+        def put(old, new):
+            return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, self.cursor, 0, 0))
+
+        return self.replace(keys=put(self.keys, k), values=put(self.values, v))
 
 
 class Attention(nn.Module):
@@ -110,10 +123,10 @@ class Attention(nn.Module):
         angles: Float[Array, "S half"] | None = None,
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
-        cache: Cache | None = None,
+        cache: LayerCache | None = None,
         train: bool = False,
-    ) -> tuple[Float[Array, "B S D"], Cache | None]:
-        """Returns the output and, when one was given, the cache with this layer's slots written.
+    ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
+        """Returns the output and, when one was given, the cache with the new slots written.
 
         Self-attention reads x by `steps` (None: everything is visible); with a cache it also reads
         the slots written before. Cross-attention reads `context` where `context_mask` is True.
@@ -135,7 +148,7 @@ class Attention(nn.Module):
             if context_mask is not None:
                 mask = jnp.broadcast_to(context_mask[:, None], (*x.shape[:2], source.shape[1]))
         elif cache is not None:
-            cache = write(cache, k, v, steps)
+            cache = cache.write(k, v)
             k, v, mask = cache.keys, cache.values, visible(steps, cache.steps)
         else:
             mask = None if steps is None else visible(steps, steps)

@@ -72,7 +72,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        b, h, w, c = x.shape
+        b, _h, _w, c = x.shape
         scale = self.param("scale", nn.initializers.ones_init(), (c,))
         bias = self.param("bias", nn.initializers.zeros_init(), (c,))
         wide = x.astype(jnp.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.mesh import constrain
-from nexttok.nn.attention import Attention, Cache
+from nexttok.nn.attention import Attention, Cache, LayerCache
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import Norm
 
@@ -65,9 +65,7 @@ class TransformerConfig:
 def per_slot(mods: Float[Array, "B G M"], lengths: tuple[int, ...]) -> Float[Array, "B S M"]:
     """Repeats one vector per segment over the slots of that segment; S = sum(lengths)."""
     batch, _, width = mods.shape
-    parts = [
-        jnp.broadcast_to(mods[:, g : g + 1], (batch, n, width)) for g, n in enumerate(lengths)
-    ]
+    parts = [jnp.broadcast_to(mods[:, g : g + 1], (batch, n, width)) for g, n in enumerate(lengths)]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
@@ -102,10 +100,11 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer, steps, angles, cond, context, context_mask):
+    def __call__(self, carry, layer, shared, steps, angles, cond, context, context_mask):
         x, tapped, tap = carry
         train = self.train
-        index, rate, cache = layer
+        index, rate, memory = layer
+        cache = None if memory is None else LayerCache(*memory, *shared)
         c = self.config
 
         def residual(x, branch, gate):
@@ -143,7 +142,7 @@ class Block(nn.Module):
         x = constrain(x, "batch", "sequence", None)
         if tapped is not None:
             tapped = jnp.where(index == tap, x, tapped)
-        return (x, tapped, tap), cache
+        return (x, tapped, tap), None if cache is None else (cache.keys, cache.values)
 
 
 class Transformer(nn.Module):
@@ -193,23 +192,20 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 5),
+            in_axes=(0, *[nn.broadcast] * 6),
             length=c.depth,
             unroll=min(c.unroll, c.depth),
         )(c, self.segments, train, name="blocks")
-        per_layer = None
-        if cache is not None:
-            per_layer = cache.replace(
-                steps=jnp.broadcast_to(cache.steps[None], (c.depth, *cache.steps.shape)),
-                cursor=jnp.broadcast_to(cache.cursor[None], (c.depth,)),
-            )
         rates = jnp.asarray(np.linspace(0.0, c.drop_path, c.depth), jnp.float32)
         tapped = jnp.zeros_like(x) if tap >= 0 else None
         carry = (x, tapped, jnp.asarray(tap, jnp.int32))
-        (x, tapped, _), new = layers(
-            carry, (jnp.arange(c.depth, dtype=jnp.int32), rates, per_layer), steps, angles, cond,
-            context, context_mask,
-        )  # fmt: skip
-        if new is not None:
-            new = new.replace(steps=new.steps[0], cursor=cache.cursor + x.shape[1])
-        return x, new, tapped
+        memory, shared = None, None
+        if cache is not None:
+            memory, shared = (cache.keys, cache.values), (cache.add_steps(steps), cache.cursor)
+        indices = jnp.arange(c.depth, dtype=jnp.int32)
+        (x, tapped, _), memory = layers(
+            carry, (indices, rates, memory), shared, steps, angles, cond, context, context_mask
+        )
+        if cache is not None:
+            cache = Cache(*memory, shared[0], cache.cursor + x.shape[1])
+        return x, cache, tapped

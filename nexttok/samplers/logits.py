@@ -18,7 +18,7 @@ def top_k(logits: Float[Array, "*n V"], k: int) -> Float[Array, "*n V"]:
 
 
 def top_p(logits: Float[Array, "*n V"], p: float) -> Float[Array, "*n V"]:
-    """Nucleus truncation (Holtzman et al., 2020): the smallest set of likeliest tokens of mass >= p.
+    """Nucleus truncation (Holtzman et al., 2020): the smallest set of likely tokens of mass >= p.
 
     The set is {q >= t} for the largest t whose mass reaches p; t is found by bisection, which costs
     a few passes where a sort would cost many. Tokens tied at the boundary survive together.

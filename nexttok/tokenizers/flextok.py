@@ -164,9 +164,7 @@ class FlexTok:
         values = self.latent.encode(params["latent"], x, rng).values
         return jax.lax.stop_gradient(values).reshape(len(x), *self.latent_shape)
 
-    def encode(
-        self, params: dict, x: Float[Array, "B H W C"], rng: Array | None = None
-    ) -> Tokens:
+    def encode(self, params: dict, x: Float[Array, "B H W C"], rng: Array | None = None) -> Tokens:
         """Images -> ids [B, N] and their FSQ values [B, N, c]; rng samples the latents, if any."""
         z = self.encoder.apply({"params": params["encoder"]}, self.latents(params, x, rng))
         values, ids, _ = fsq.quantize(z, self.levels)

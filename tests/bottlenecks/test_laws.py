@@ -12,6 +12,7 @@ CODEBOOK = jax.random.normal(jax.random.key(0), (50, 4))
 
 
 def _fsq(levels):
+    half = jnp.asarray(np.asarray(levels, np.float32) // 2)
     return dict(
         vocab=fsq.vocabulary(levels),
         channels=len(levels),
@@ -19,7 +20,7 @@ def _fsq(levels):
         to_ids=lambda values: fsq.values_to_ids(values, levels),
         quantize=lambda z: fsq.quantize(z, levels),
         # rounding is passed over: the gradient is that of the bounding tanh
-        surrogate=lambda z: fsq.bound(z, levels) / jnp.asarray(np.asarray(levels) // 2, z.dtype)[None],
+        surrogate=lambda z: fsq.bound(z, levels) / half[None],
     )  # fmt: skip
 
 

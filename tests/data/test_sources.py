@@ -64,7 +64,7 @@ def test_captions_attributes_and_maps_say_the_same(index):
     areas = [(example["segmentation"] == i + 1).sum() for i in range(count)]
     assert int(np.argmax(areas)) == 0 or shapes.KINDS[attributes[0, 0]] in ("ring", "cross", "star")
     for i in range(count):
-        kind, color, _, row, col = attributes[i]
+        _kind, color, _, row, col = attributes[i]
         ys, xs = np.nonzero(example["segmentation"] == i + 1)
         assert abs(ys.mean() / 48 - (row + 0.5) / 3) < 0.12
         assert abs(xs.mean() / 48 - (col + 0.5) / 3) < 0.12
@@ -130,7 +130,10 @@ def prepare_tfds(root):
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(shape=(12, 12, 3)), "label": tfds.features.ClassLabel(names=["a", "b"])}
+        {
+            "image": tfds.features.Image(shape=(12, 12, 3)),
+            "label": tfds.features.ClassLabel(names=["a", "b"]),
+        }
     )
     place = root / "toy" / "1.0.0"
     place.mkdir(parents=True)

@@ -9,14 +9,16 @@ CFG = DataConfig("digits", "", 16, 1, 10, 0, "affine", 0, 2)
 
 
 def test_it_reads_digits_well():
-    test = [b for b in make_loader(CFG, "test", 397, 0)][0]
+    test = next(iter(make_loader(CFG, "test", 397, 0)))
     loader = make_loader(CFG, "train", 128, 0)
     judge = train_classifier(loader, test["image"], test["label"], 10, 800, 0)
     assert judge.accuracy >= 0.97
     assert class_agreement(judge, test["image"], test["label"]) == judge.accuracy
     features = judge.features(test["image"][:130])
     assert features.shape == (130, 64)
-    np.testing.assert_allclose(features[:5], judge.features(test["image"][:5]), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        features[:5], judge.features(test["image"][:5]), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_unlabelled_data_trains_it_to_tell_quarter_turns():

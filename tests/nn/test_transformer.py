@@ -75,7 +75,11 @@ def test_block_causal_by_gradient_and_cache_equals_full(name):
     parts = []
     for start, end in ((0, 1), (1, 3), (3, 6)):
         out, cache, _ = model.apply(
-            variables, X[:, start:end], steps=steps[start:end], angles=angles[start:end], cache=cache
+            variables,
+            X[:, start:end],
+            steps=steps[start:end],
+            angles=angles[start:end],
+            cache=cache,
         )
         parts.append(out)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=1e-4, atol=1e-5)
@@ -135,7 +139,8 @@ def test_drop_path_and_dropout_act_in_training_only():
     still = model.apply(variables, X)[0]
     np.testing.assert_array_equal(still, model.apply(variables, X)[0])
     a, b = (
-        model.apply(variables, X, train=True, rngs={"dropout": jax.random.key(k)})[0] for k in (0, 1)
+        model.apply(variables, X, train=True, rngs={"dropout": jax.random.key(k)})[0]
+        for k in (0, 1)
     )
     assert float(jnp.abs(a - b).max()) > 1e-3
 
@@ -185,7 +190,9 @@ def test_sincos_quarters_are_sin_w_cos_w_sin_h_cos_h():
     table = sincos_table((2, 3), 8)
     omega = 1e4 ** (-np.arange(2) / 2)
     h, w = 1, 2
-    expected = np.concatenate([np.sin(w * omega), np.cos(w * omega), np.sin(h * omega), np.cos(h * omega)])
+    expected = np.concatenate(
+        [np.sin(w * omega), np.cos(w * omega), np.sin(h * omega), np.cos(h * omega)]
+    )
     np.testing.assert_allclose(table[5], expected, rtol=1e-6)
     with pytest.raises(ConfigError, match="width = 6"):
         sincos_table((2, 2), 6)

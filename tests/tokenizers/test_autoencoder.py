@@ -46,13 +46,15 @@ def test_a_plain_autoencoder_draws_nothing():
 def test_loss_falls():
     model = make(kl_weight=1e-3)
     params = model.init(jax.random.key(0))
-    x = jax.image.resize(jax.random.uniform(jax.random.key(1), (8, 4, 4, 3)), (8, 16, 16, 3), "linear")
+    x = jax.image.resize(
+        jax.random.uniform(jax.random.key(1), (8, 4, 4, 3)), (8, 16, 16, 3), "linear"
+    )
     optimizer = permissive(optax.adam(3e-3))
     state = optimizer.init(params)
 
     @jax.jit
     def step(params, state, key):
-        loss = lambda p: model.loss(p, {"image": x}, key)[0].mean()  # noqa: E731
+        loss = lambda p: model.loss(p, {"image": x}, key)[0].mean()
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, value
