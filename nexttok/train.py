@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from nexttok.checkpoint import Checkpoints
 from nexttok.mesh import host_to_device, param_shardings, replicated
@@ -47,13 +47,19 @@ class Task:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes. `rng` is constant: step k draws from fold(rng, k)."""
+    """All that a step changes, as arrays or (abstract) their shapes.
 
-    step: Int[Array, ""]
+    Attributes:
+      step: int32 [], finished steps.
+      params, opt, ema: parameters, optimizer state, moving average ({} without one).
+      rng: constant typed key; step k draws from fold(rng, k).
+    """
+
+    step: Any
     params: Any
     opt: Any
     ema: Any
-    rng: Array
+    rng: Any
 
 
 def _initializer(task: Task, cfg: StageConfig) -> Callable[[Array], TrainState]:

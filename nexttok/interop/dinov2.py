@@ -48,12 +48,12 @@ def check_names(state: dict[str, np.ndarray], names: dict[str, tuple[int, ...]],
 
 
 def convert(state: dict[str, np.ndarray], config: ViTConfig) -> dict:
-    """Official entries -> parameters of nexttok.nn.vit.ViT; `mask_token` is not used.
+    """Official entries -> float32 parameters of nexttok.nn.vit.ViT; `mask_token` is not used.
 
     Raises:
       ConfigError: entries are missing, unknown or mis-shaped.
     """
-    state = {k: v for k, v in state.items() if k != "mask_token"}
+    state = {k: v.astype(np.float32) for k, v in state.items() if k != "mask_token"}
     check_names(state, expected(config), "DINOv2 checkpoint")
 
     def stack(name, change=lambda x: x):
@@ -97,8 +97,10 @@ def load(path: str, preset: str) -> dict:
     """Reads a .safetensors file of official names.
 
     Raises:
-      ConfigError: no such file, not safetensors, or entries that do not fit the preset.
+      ConfigError: unknown preset, no such file, not safetensors, or entries that do not fit the
+        preset.
     """
+    check(preset in PRESETS, "features.preset", preset, " | ".join(PRESETS))
     check(pathlib.Path(path).is_file(), "features.checkpoint", path, "a .safetensors file")
     try:
         state = load_file(path)

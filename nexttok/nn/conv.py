@@ -35,7 +35,14 @@ class ConvConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for m in self.multipliers:
+        for name in ("width", "blocks", "groups"):
+            check(getattr(self, name) >= 1, f"latent.{name}", getattr(self, name), "at least 1")
+        levels, fits = len(self.multipliers), all(m >= 1 for m in self.multipliers)
+        check(levels > 0 and fits, "latent.multipliers", self.multipliers,
+              "one number of at least 1 per level")  # fmt: skip
+        check(all(0 <= i < levels for i in self.attention), "latent.attention", self.attention,
+              f"levels 0 .. {levels - 1}")  # fmt: skip
+        for m in (1, *self.multipliers):
             fits = self.width * m % self.groups == 0
             check(fits, "latent.groups", self.groups, f"a divisor of {self.width * m} channels")
 

@@ -38,8 +38,14 @@ PRESETS = {
 }
 
 
-def cubic_matrix(target: int, source: int) -> Float[np.ndarray, "target source"]:
-    """Bicubic interpolation along one axis: a = -0.75, half-pixel centres, clamped, no filter."""
+def cubic_matrix(
+    target: int, source: int, offset: float = 0.0
+) -> Float[np.ndarray, "target source"]:
+    """Bicubic interpolation along one axis: a = -0.75, half-pixel centres, clamped, no filter.
+
+    `offset` is added to `target` in the scale alone, so samples lie source / (target + offset)
+    apart.
+    """
 
     def weight(x):
         a, x = -0.75, np.abs(x)
@@ -49,11 +55,27 @@ def cubic_matrix(target: int, source: int) -> Float[np.ndarray, "target source"]
 
     matrix = np.zeros((target, source))
     for i in range(target):
-        at = (i + 0.5) * source / target - 0.5
+        at = (i + 0.5) * source / (target + offset) - 0.5
         base = int(np.floor(at))
         for j in range(base - 1, base + 3):
             matrix[i, min(max(j, 0), source - 1)] += weight(at - j)
     return matrix.astype(np.float32)
+
+
+def resize_positions(
+    table: Float[Array, "r c D"], grid: tuple[int, int], antialias: bool
+) -> Float[Array, "h w D"]:
+    """Learned positions on another grid, as the released models do it.
+
+    Models without registers sample at a scale of (grid + 0.1) / stored, unfiltered; those with
+    registers use the exact scale and an antialiased filter (a = -0.5).
+    """
+    if grid == table.shape[:2]:
+        return table
+    if antialias:
+        return jax.image.resize(table, (*grid, table.shape[-1]), "cubic")
+    rows, cols = (cubic_matrix(n, m, 0.1) for n, m in zip(grid, table.shape[:2], strict=True))
+    return jnp.einsum("hr,wc,rcd->hwd", rows, cols, table)
 
 
 class ViTBlock(nn.Module):
@@ -90,9 +112,7 @@ class ViT(nn.Module):
         cls = self.param("cls_token", INITS["normal02"], (1, c.width))
         table = self.param("positions", INITS["normal02"], (1 + c.stored_grid**2, c.width))
         grid = table[1:].reshape(c.stored_grid, c.stored_grid, -1)
-        if (h, w) != (c.stored_grid, c.stored_grid):
-            rows, cols = cubic_matrix(h, c.stored_grid), cubic_matrix(w, c.stored_grid)
-            grid = jnp.einsum("hr,wc,rcd->hwd", rows, cols, grid)
+        grid = resize_positions(grid, (h, w), antialias=c.registers > 0)
         tokens = tokens + grid.reshape(1, h * w, -1)
         first = jnp.broadcast_to((cls + table[:1])[None], (len(x), 1, c.width))
         extra = [first]
@@ -119,6 +139,12 @@ class FeatureEncoder:
     config: ViTConfig
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Features (rows, columns) of every picture, whatever its size."""
+        side = self.config.side // self.config.patch
+        return (side, side)
+
+    @property
     def channels(self) -> int:
         """Width of a feature."""
         return self.config.width
@@ -129,7 +155,12 @@ class FeatureEncoder:
         return ViT(self.config).init(rng, jnp.zeros((1, side, side, 3)))["params"]
 
     def apply(self, params: dict, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Features of images, resized to `config.side` and normalized as ImageNet."""
+        """Features of images, resized to `config.side` and normalized as ImageNet.
+
+        Raises:
+          ConfigError: the pictures have neither one channel (it is repeated) nor three.
+        """
+        check(images.shape[-1] in (1, 3), "data.channels", images.shape[-1], "1 | 3")
         batch, side = len(images), self.config.side
         rgb = jnp.broadcast_to(images, (*images.shape[:3], 3)) * 0.5 + 0.5
         rgb = jax.image.resize(rgb, (batch, side, side, 3), "cubic")

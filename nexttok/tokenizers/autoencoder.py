@@ -46,6 +46,8 @@ class Autoencoder:
         for side in self.image_shape[:2]:
             check(side % self.conv.stride == 0, "data.resolution", side,
                   f"a multiple of {self.conv.stride}, the stride of config.latent")  # fmt: skip
+        channels = self.latent_channels
+        check(channels >= 1, "latent.latent_channels", channels, "at least 1")
         check(self.scaling_factor > 0, "latent.scaling_factor", self.scaling_factor, "above 0")
         check(self.kl_weight >= 0, "latent.kl_weight", self.kl_weight, "at least 0")
 

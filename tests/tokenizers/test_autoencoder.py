@@ -43,6 +43,48 @@ def test_a_plain_autoencoder_draws_nothing():
     )
 
 
+def test_samples_have_the_posterior_mean_and_variance():
+    model = make(shape=(4, 4, 3), scaling_factor=0.5)
+    params = model.init(jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (1, 4, 4, 3), minval=-1.0)
+    bias = params["encoder"]["out"]["bias"].at[4:].set(jnp.log(jnp.arange(1.0, 5.0)))
+    kernel = params["encoder"]["out"]["kernel"].at[:, 4:].set(0.0)
+    params["encoder"]["out"] = {"kernel": kernel, "bias": bias}  # variances 1, 2, 3, 4
+    copies = jnp.repeat(x, 4096, axis=0)
+    draws = model.encode(params, copies, jax.random.key(2)).values
+    mode = model.encode(params, x).values
+    np.testing.assert_allclose(draws.mean(0), mode[0], atol=0.08)
+    variance = np.broadcast_to(0.25 * np.arange(1.0, 5.0), (4, 4))
+    np.testing.assert_allclose(draws.var(0), variance, rtol=0.12)
+
+
+def test_loss_is_its_definition_and_reaches_every_parameter():
+    model = make(shape=(8, 8, 3), sample_posterior=False, kl_weight=0.5, scaling_factor=3.0)
+    params = model.init(jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3), minval=-1.0)
+    (loss, metrics), grads = jax.jit(
+        lambda p: (
+            model.loss(p, {"image": x}, jax.random.key(2)),
+            jax.grad(lambda p: model.loss(p, {"image": x}, jax.random.key(2))[0].mean())(p),
+        )
+    )(params)
+    recon = model.decode(params, model.encode(params, x))
+    error = jnp.square(recon - x).mean((1, 2, 3))
+    moments = model.encoder.apply({"params": params["encoder"]}, x)
+    mean, log_var = np.split(np.asarray(moments, np.float64), 2, axis=-1)
+    kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean()
+    np.testing.assert_allclose(loss.mean(), error.mean() + 0.5 * kl, rtol=1e-4)
+    np.testing.assert_allclose(metrics["mse"], error.mean(), rtol=1e-4)
+    assert loss.shape == (2,)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+    dead = [
+        jax.tree_util.keystr(path)
+        for path, g in jax.tree_util.tree_leaves_with_path(grads)
+        if not float(jnp.abs(g).max()) > 0
+    ]
+    assert not dead
+
+
 def test_loss_falls():
     model = make(kl_weight=1e-3)
     params = model.init(jax.random.key(0))
@@ -91,3 +133,7 @@ def test_bad_sizes_are_refused():
         make((15, 15, 3))
     with pytest.raises(ConfigError, match=r"latent\.groups = 5"):
         make(groups=5).init(jax.random.key(0))
+    with pytest.raises(ConfigError, match=r"latent\.latent_channels = 0: expected at least 1"):
+        make(latent_channels=0)
+    with pytest.raises(ConfigError, match=r"latent\.attention = \(2,\): expected levels 0 \.\. 1"):
+        make(attention=(2,))
