@@ -73,7 +73,6 @@ def tokenizer():
 def generator():
     """The digits' generator: next-token prediction over the 1D tokens, class on the start slot."""
     return common.section(
-        name="ar",
         plan="raster",
         context="shift",
         head="categorical",

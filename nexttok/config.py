@@ -52,14 +52,14 @@ def _matches(value, kind) -> bool:
     return isinstance(value, kind)
 
 
-def build(cls, section: ConfigDict, where: str, **given):
+def build(cls, section: ConfigDict, where: str, named: bool = False, **given):
     """Makes the dataclass `cls` from a config section, checking every key and type.
 
     Args:
       cls: a dataclass; its fields of type int, float, bool, str or tuple[...] are the keys.
-      section: the ConfigDict found at `config.<where>`; a `name` key (the component's file) is
-        dropped unless it is a field.
+      section: the ConfigDict found at `config.<where>`.
       where: dotted path used in messages, for example "tokenizer".
+      named: the section has a key `name` (the component's file), which is no field.
       given: fields that come from elsewhere (a token spec, a data spec), not from the section.
 
     Returns:
@@ -70,8 +70,7 @@ def build(cls, section: ConfigDict, where: str, **given):
     """
     kinds = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in given]
-    allowed = [*names, "name"] if isinstance(section, ConfigDict) and "name" in section else names
-    check_keys(section, list(dict.fromkeys(allowed)), where)
+    check_keys(section, [*names, "name"] if named else names, where)
     values = {}
     for key in names:
         value, kind = section[key], kinds[key]

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nexttok import generator, tokenizers
-from nexttok.config import build, check, check_keys
+from nexttok.config import ConfigError, build, check, check_keys
 from nexttok.data.loader import DataConfig
 from nexttok.mesh import MeshConfig
 from nexttok.nn import vit
@@ -98,7 +98,7 @@ def resolve(config: ConfigDict) -> Experiment:
     stages = tuple(config.stages)
     data = build(DataConfig, config.data, "data")
     shape = (data.resolution, data.resolution, data.channels)
-    has_latent = bool(config.latent.name)
+    has_latent = bool(component_name("latent", config.latent))
     expected = tuple(s for s in STAGES if s != "latent" or has_latent)
     allowed = [expected[:n] for n in range(1, len(expected) + 1)]
     check(stages in allowed, "stages", stages, " | ".join(map(str, allowed)))
@@ -137,9 +137,16 @@ def component(section: str, config: ConfigDict):
     """The module nexttok.tokenizers.<config.name>; a component's name is its file."""
     names = [m.name for m in pkgutil.iter_modules(tokenizers.__path__)]
     names = [n for n in names if hasattr(_module(n), "make")]
-    name = config.name if "name" in config else ""
+    name = component_name(section, config)
     check(name in names, f"{section}.name", name, " | ".join(names))
     return _module(name)
+
+
+def component_name(section: str, config: ConfigDict) -> str:
+    """`config.<section>.name`; raises ConfigError when the section has none."""
+    if "name" not in config:
+        raise ConfigError(f"config.{section}.name is missing")
+    return config.name
 
 
 def _module(name):

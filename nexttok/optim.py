@@ -56,9 +56,15 @@ def make_schedule(cfg: StageConfig, where: str) -> optax.Schedule:
         after = optax.cosine_decay_schedule(high, rest, low / high)
     else:
         after = optax.constant_schedule(high)
-    return optax.join_schedules(
+    schedule = optax.join_schedules(
         [optax.linear_schedule(0.0, high, max(1, cfg.warmup)), after], [cfg.warmup]
     )
+
+    def rate(step):
+        with jax.numpy_dtype_promotion("standard"):
+            return schedule(step)
+
+    return rate
 
 
 def decay_mask(params: Any) -> Any:

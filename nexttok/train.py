@@ -139,7 +139,7 @@ def make_step(task: Task, cfg: StageConfig) -> Callable:
         ema = ema_update(state.ema, params, cfg.ema, state.step) if cfg.ema else state.ema
         metrics = metrics | {
             "loss": loss,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, opt, ema, state.rng), metrics

@@ -183,7 +183,9 @@ def test_sharded_step_equals_the_single_device_step(mesh):
             batch = host_to_device({"image": image}, devices)
             key = jax.random.key(3)
             wide = jax.tree.map(
-                lambda p: p + 0.05 * jnp.sin(jnp.arange(p.size) * 1.0).reshape(p.shape),
+                lambda p: (
+                    p + 0.05 * jnp.sin(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape)
+                ),
                 state.params,
             )
             grad = jax.jit(lambda p, b: train.loss_and_grad(task, p, {}, b, key, 1))

@@ -102,7 +102,7 @@ def draw(
     image = np.broadcast_to(np.asarray(background, np.float32), (side, side, 3)).copy()
     labels = np.zeros((side, side), np.int32)
     for i, (cx, cy, turn) in enumerate(poses.astype(np.float32)):
-        kind, color, size = attributes[i, :3]
+        kind, color, size = attributes[i, :3].tolist()
         radius = RADII[size]
         dx, dy = (axis[None] - cx) / radius, (axis[:, None] - cy) / radius
         cos, sin = np.cos(turn), np.sin(turn)

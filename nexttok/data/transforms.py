@@ -1,7 +1,9 @@
-"""Image transforms on NumPy arrays [H, W, C] in [-1, 1]."""
+"""Image transforms on NumPy arrays, float32 [H, W, C] in [-1, 1] unless said otherwise.
+
+They run once per example, so their shapes are stated here and not checked at every call.
+"""
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
 from nexttok.config import check
@@ -14,7 +16,7 @@ def to_float(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / 127.5 - 1.0
 
 
-def to_channels(image: Float[np.ndarray, "*s C"], channels: int) -> Float[np.ndarray, "*s c"]:
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     """Grey <-> RGB: luma weights one way, repetition the other."""
     have = image.shape[-1]
     if have == channels:
@@ -25,7 +27,7 @@ def to_channels(image: Float[np.ndarray, "*s C"], channels: int) -> Float[np.nda
     return luma[..., None].astype(np.float32)
 
 
-def resize(image: Float[np.ndarray, "H W C"], height: int, width: int) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bicubic, anti-aliased when shrinking, clipped to [-1, 1]."""
     planes = [
         np.asarray(Image.fromarray(image[..., c]).resize((width, height), Image.Resampling.BICUBIC))
@@ -34,7 +36,7 @@ def resize(image: Float[np.ndarray, "H W C"], height: int, width: int) -> np.nda
     return np.clip(np.stack(planes, -1), -1.0, 1.0).astype(np.float32)
 
 
-def center_crop(image: Float[np.ndarray, "H W C"], side: int) -> np.ndarray:
+def center_crop(image: np.ndarray, side: int) -> np.ndarray:
     """Resizes the short side to `side`, then crops the centre."""
     h, w = image.shape[:2]
     scale = side / min(h, w)
@@ -45,7 +47,7 @@ def center_crop(image: Float[np.ndarray, "H W C"], side: int) -> np.ndarray:
 
 
 def affine(
-    image: Float[np.ndarray, "H W C"],
+    image: np.ndarray,
     rng: np.random.Generator,
     degrees: float = 10.0,
     scale: tuple[float, float] = (0.9, 1.1),
@@ -74,7 +76,7 @@ def affine(
 
 
 def random_resized_crop(
-    image: Float[np.ndarray, "H W C"],
+    image: np.ndarray,
     side: int,
     rng: np.random.Generator,
     area: tuple[float, float] = (0.5, 1.0),
@@ -86,9 +88,7 @@ def random_resized_crop(
     return resize(image[top : top + crop, left : left + crop], side, side)
 
 
-def augment(
-    image: Float[np.ndarray, "H W C"], name: str, side: int, rng: np.random.Generator
-) -> Float[np.ndarray, "side side C"]:
+def augment(image: np.ndarray, name: str, side: int, rng: np.random.Generator) -> np.ndarray:
     """Applies a named augmentation; the result is [side, side, C].
 
     Raises:

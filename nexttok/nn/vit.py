@@ -111,7 +111,7 @@ class ViT(nn.Module):
         tokens = Linear(c.width, name="patch_embed")(patchify(x, c.patch))
         cls = self.param("cls_token", INITS["normal02"], (1, c.width))
         table = self.param("positions", INITS["normal02"], (1 + c.stored_grid**2, c.width))
-        grid = table[1:].reshape(c.stored_grid, c.stored_grid, -1)
+        grid = jnp.asarray(table)[1:].reshape(c.stored_grid, c.stored_grid, -1)
         grid = resize_positions(grid, (h, w), antialias=c.registers > 0)
         tokens = tokens + grid.reshape(1, h * w, -1)
         first = jnp.broadcast_to((cls + table[:1])[None], (len(x), 1, c.width))

@@ -119,4 +119,4 @@ def make(section, image_shape, dtype="float32", latent=None, features=None) -> A
     check(latent is None, "latent.name", "", "'' under tokenizer.name = 'autoencoder'")
     check(features is None, "features.name", "", "'' under tokenizer.name = 'autoencoder'")
     given = dict(image_shape=tuple(image_shape), dtype=dtype)
-    return build(Autoencoder, section, "latent", **given)
+    return build(Autoencoder, section, "latent", named=True, **given)

@@ -262,4 +262,4 @@ def make(section, image_shape, dtype="float32", latent=None, features=None) -> F
       ConfigError: unknown or missing key, wrong type, or sizes that do not fit together.
     """
     given = dict(image_shape=tuple(image_shape), dtype=dtype, latent=latent, features=features)
-    return build(FlexTok, section, "tokenizer", **given)
+    return build(FlexTok, section, "tokenizer", named=True, **given)

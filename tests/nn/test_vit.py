@@ -73,7 +73,7 @@ def test_antialiased_positions_widen_the_filter_when_they_shrink(size):
 @pytest.fixture(scope="module")
 def tiny():
     provider = FeatureEncoder(TINY)
-    return provider, provider.init(jax.random.key(0))
+    return provider, jax.jit(provider.init)(jax.random.key(0))
 
 
 def test_features_have_the_grid_of_the_input_resolution(tiny):
@@ -108,7 +108,7 @@ def test_grey_pictures_are_repeated_and_other_channels_refused(tiny):
 
 def test_registers_are_read_and_not_returned():
     provider = FeatureEncoder(dataclasses.replace(TINY, registers=2))
-    params = provider.init(jax.random.key(0))
+    params = jax.jit(provider.init)(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (1, 6, 6, 3), minval=-1.0)
     features = provider.apply(params, images)
     assert features.shape == (1, 3, 3, 8)
