@@ -58,7 +58,9 @@ def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
     if "latent" in done and stage in ("tokenizer", "generator"):
         frozen["latent"] = done["latent"]
     if exp.features is not None and stage == "tokenizer":
-        frozen["features"] = dinov2.load(exp.config.features.checkpoint, exp.config.features.preset)
+        frozen["features"] = done.get("features") or dinov2.load(
+            exp.config.features.checkpoint, exp.config.features.preset
+        )
     if stage == "generator":
         return {"tokenizer": {**done["tokenizer"], **frozen}}
     return frozen
@@ -355,8 +357,10 @@ def topology_devices(topology: str):
 def compile_stage(exp: Experiment, stage: str, mesh) -> dict:
     """Bytes and FLOPs per device of one stage's compiled step."""
     cfg, task = exp.train[stage], make_task(exp, stage)
-    _, state = train.abstract_state(task, cfg, mesh)
+    state = train.abstract_state(task, cfg, mesh)
     done = {s: abstract_params(exp, s, mesh) for s in exp.train if s != stage}
+    if exp.features is not None:
+        done["features"] = jax.eval_shape(exp.features.init, jax.random.key(0))
     frozen = frozen_for(exp, stage, done)
     rows = batch_sharding(mesh)
     batch = {

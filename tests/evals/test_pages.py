@@ -14,8 +14,8 @@ def test_grids_show_every_image_in_its_place(tmp_path):
     images = np.full((2, 3, 4, 4, 1), -1.0, np.float32)
     images[1, 2] = 1.0
     grid = image_grid(images, cell=16)
-    assert grid.shape == (6 + 2 * 22 + 6, 6 + 3 * 22 + 6, 3)
-    middle = [[grid[6 + r * 22 + 8, 6 + k * 22 + 8].mean() for k in range(3)] for r in range(2)]
+    assert grid.shape == (6 + 2 * 22 + 6, 12 + 3 * 22 + 6, 3)
+    middle = [[grid[6 + r * 22 + 8, 12 + k * 22 + 8].mean() for k in range(3)] for r in range(2)]
     np.testing.assert_array_equal(middle, [[0, 0, 0], [0, 0, 255]])
     path = tmp_path / "deep" / "grid.png"
     save_grid(path, images, title="A title", row_labels=["zero", "one"], col_labels=["a", "b", "c"])
