@@ -1,15 +1,17 @@
 """Users' own images: <path>/<class>/*.png, or <path>/{train,test}/<class>/*.png.
 
 Without a test folder a tenth of the files, chosen by the hash of their names, is held out.
-Unreadable files are named, skipped and counted.
+Unreadable files are named, skipped and counted. Files are ordered by the same hash, so that the
+first of them are of all classes.
 """
 
+import concurrent.futures
 import logging
 import pathlib
 import zlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from nexttok.config import check
 from nexttok.data.source import DataConfig, DataInfo
@@ -18,21 +20,43 @@ from nexttok.data.transforms import to_channels, to_float
 log = logging.getLogger("nexttok")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read(path: pathlib.Path, channels: int) -> np.ndarray:
-    """An image file as float32 [H, W, channels] in [-1, 1]."""
+    """An image file, upright, as float32 [H, W, channels] in [-1, 1].
+
+    Raises:
+      OSError and others: see UNREADABLE.
+    """
     with Image.open(path) as image:
-        return to_channels(to_float(np.asarray(image.convert("RGB"))), channels)
+        if image.mode[0] in "IF":
+            raise ValueError(f"more than 8 bits per channel (mode {image.mode})")
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        return to_channels(to_float(np.asarray(image)), channels)
 
 
 def _problem(path: pathlib.Path) -> str:
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        read(path, 3)
+    except UNREADABLE as error:
         return f"{path}: {error}"
     return ""
+
+
+def _subfolders(path: pathlib.Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if p.is_dir())
+
+
+def _listed(base: pathlib.Path, classes: list[str]) -> list[tuple[int, pathlib.Path, int]]:
+    """(hash, path, label) of every image file, ordered by the hash of its path below `base`."""
+    files = [
+        (zlib.crc32(path.relative_to(base).as_posix().encode()), path, label)
+        for label, name in enumerate(classes)
+        for path in (base / name).rglob("*")
+        if path.suffix.lower() in SUFFIXES
+    ]
+    return sorted(files)
 
 
 class Folder:
@@ -46,28 +70,25 @@ class Folder:
         """
         base = pathlib.Path(root)
         check(base.is_dir(), "data.source", cfg.source, f"a folder that exists, not {root!r}")
-        parted = (base / "train").is_dir() and (base / "test").is_dir()
-        classes = sorted(
-            p.name for p in (base / "train" if parted else base).iterdir() if p.is_dir()
-        )
+        top = base / "train" if (base / "train").is_dir() else base
+        classes = _subfolders(top)
         check(bool(classes), "data.source", cfg.source, "a folder with one folder per class")
-        self.cfg, files, problems = cfg, [], []
-        for label, name in enumerate(classes):
-            place = base / split / name if parted else base / name
-            for path in sorted(place.rglob("*")):
-                if path.suffix.lower() not in SUFFIXES:
-                    continue
-                held = zlib.crc32(str(path.relative_to(base)).encode()) % 10 == 0
-                if not parted and held != (split == "test"):
-                    continue
-                if problem := _problem(path):
-                    problems.append(problem)
-                    log.warning("unreadable image skipped: %s", problem)
-                else:
-                    files.append((path, label))
-        check(bool(files), "data.source", cfg.source, f"readable images for the {split} split")
-        self.files = files
-        self.info = DataInfo(tuple(classes), tuple(problems))
+        if top != base and (base / "test").is_dir():
+            strangers = set(_subfolders(base / "test")) - set(classes)
+            check(not strangers, "data.source", cfg.source,
+                  f"test classes among those of train, not {sorted(strangers)}")  # fmt: skip
+            files = _listed(base / split, classes)
+        else:
+            held = split == "test"
+            files = [f for f in _listed(top, classes) if (f[0] % 10 == 0) == held]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            problems = list(pool.map(_problem, [path for _, path, _ in files]))
+        for problem in filter(None, problems):
+            log.warning("unreadable image skipped: %s", problem)
+        pairs = zip(files, problems, strict=True)
+        self.cfg, self.files = cfg, [(path, label) for (_, path, label), bad in pairs if not bad]
+        check(bool(self.files), "data.source", cfg.source, f"readable images for the {split} split")
+        self.info = DataInfo(tuple(classes), tuple(filter(None, problems)))
 
     def __len__(self) -> int:
         return len(self.files)

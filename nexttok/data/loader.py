@@ -5,7 +5,9 @@ number of processes and workers: augment before the process slice, batch before 
 state of the iterator is then one number, the step.
 """
 
+import dataclasses
 import importlib
+import weakref
 from collections.abc import Iterator
 
 import grain.python as pygrain
@@ -14,21 +16,61 @@ from absl import flags
 
 from nexttok.config import ConfigError, check
 from nexttok.data.source import DataConfig, DataInfo, Source
-from nexttok.data.transforms import AUGMENTS, augment, center_crop
+from nexttok.data.transforms import AUGMENTS, augment, fit
 
 EPOCHS = 10**9  # endless, yet of a length that fits an int64
 
 SOURCES = ("digits", "photos", "shapes", "tfds", "folder")
 
-__all__ = ["Batches", "DataConfig", "DataInfo", "load_source", "make_loader"]
+__all__ = ["Batches", "DataConfig", "DataInfo", "Split", "load_source", "make_loader"]
 
 
-def load_source(cfg: DataConfig, split: str, seed: int) -> Source:
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A source whose examples are finished: image at the config's resolution, label, index, extras.
+
+    Attributes:
+      source: where examples come from.
+      cfg: the data section.
+    """
+
+    source: Source
+    cfg: DataConfig
+
+    @property
+    def info(self) -> DataInfo:
+        """Classes and unreadable files."""
+        return self.source.info
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Example `index` as measured: centre crop, not augmented."""
+        return self._finished(index, lambda image: fit(image, self.cfg.resolution))
+
+    def augmented(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Example `index` as trained on, augmented by `rng`."""
+        name, side = self.cfg.augment, self.cfg.resolution
+        return self._finished(index, lambda image: augment(image, name, side, rng))
+
+    def _finished(self, index, transform):
+        example = dict(self.source[int(index)])
+        image = example["image"] if self.cfg.frames else transform(example["image"])
+        example["image"] = np.ascontiguousarray(image, np.float32)
+        example["label"] = np.asarray(example["label"], np.int32)
+        example["index"] = np.asarray(index, np.int32)
+        return example
+
+
+def load_source(cfg: DataConfig, split: str, seed: int) -> Split:
     """Opens one split, "train" or "test", of `cfg.source` = "<name>" or "<name>:<argument>".
 
     Raises:
       ConfigError: unknown or missing data set, or a config that does not fit it.
     """
+    if split not in ("train", "test"):
+        raise ConfigError(f"split = {split!r}: expected train | test")
     name, _, argument = cfg.source.partition(":")
     allowed = "digits | photos | shapes | tfds:<name> | folder:<path>"
     check(name in SOURCES, "data.source", cfg.source, allowed)
@@ -38,36 +80,24 @@ def load_source(cfg: DataConfig, split: str, seed: int) -> Source:
     check(cfg.augment in AUGMENTS, "data.augment", cfg.augment, " | ".join(AUGMENTS))
     check(cfg.workers >= 0, "data.workers", cfg.workers, "at least 0")
     check(cfg.prefetch >= 1, "data.prefetch", cfg.prefetch, "at least 1")
+    # Captions, attributes and maps of a scene would not follow an augmented image.
+    fits = name != "shapes" or cfg.augment == "none"
+    check(fits, "data.augment", cfg.augment, "none when data.source = shapes")
     video = cfg.frames == 0 or (cfg.frames > 0 and name == "shapes")
     check(video, "data.frames", cfg.frames, "0, or the length of a clip of data.source = shapes")
     source = importlib.import_module(f"nexttok.data.{name}").make(cfg, argument, split, seed)
     classes = len(source.info.class_names)
     check(cfg.num_classes == classes, "data.num_classes", cfg.num_classes,
           f"{classes}, the classes of {cfg.source}")  # fmt: skip
-    return source
-
-
-def _example(source: Source, cfg: DataConfig, index: int, rng) -> dict[str, np.ndarray]:
-    """One finished example; rng is None at test time."""
-    example = dict(source[int(index)])
-    image = example["image"]
-    if image.ndim == 3:
-        if rng is not None:
-            image = augment(image, cfg.augment, cfg.resolution, rng)
-        elif image.shape[:2] != (cfg.resolution,) * 2:
-            image = center_crop(image, cfg.resolution)
-    example["image"] = np.ascontiguousarray(image, np.float32)
-    example["label"] = np.asarray(example["label"], np.int32)
-    example["index"] = np.asarray(index, np.int32)
-    return example
+    return Split(source, cfg)
 
 
 class _Augment(pygrain.RandomMapTransform):
-    def __init__(self, source: Source, cfg: DataConfig):
-        self.source, self.cfg = source, cfg
+    def __init__(self, source: Split):
+        self.source = source
 
     def random_map(self, index, rng: np.random.Generator):
-        return _example(self.source, self.cfg, index, rng)
+        return self.source.augmented(index, rng)
 
 
 class Batches:
@@ -75,7 +105,9 @@ class Batches:
 
     def __init__(self, dataset: pygrain.MapDataset, cfg: DataConfig, start: int):
         """Begins at batch `start`, in constant time."""
-        self.dataset, self.cfg = dataset, cfg
+        self.dataset, self.cfg, self._open = dataset, cfg, []
+        # Abandoned workers hang or complain when the interpreter ends before they do.
+        weakref.finalize(self, _close, self._open)
         self.set_state({"next_index": start})
 
     def _iterate(self, start: int):
@@ -94,8 +126,12 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self.iterator)
+        if not self._open:
+            raise ValueError("these batches were closed")
+        batch = next(self._open[0])
         self.next_index += 1
+        if self.cfg.workers:  # out of the workers' shared memory, which a kept batch would hold
+            batch = {name: np.array(value) for name, value in batch.items()}
         return batch
 
     def get_state(self) -> dict[str, int]:
@@ -104,14 +140,18 @@ class Batches:
 
     def set_state(self, state: dict[str, int]) -> None:
         """Jumps; any number of workers or processes may have produced the state."""
+        self.close()
         self.next_index = state["next_index"]
-        self.iterator = self._iterate(self.next_index)
+        self._open.append(self._iterate(self.next_index))
 
     def close(self) -> None:
-        """Stops background reading."""
-        close = getattr(self.iterator, "close", None)
-        if close is not None:
-            close()
+        """Stops background reading; also done when the program ends."""
+        _close(self._open)
+
+
+def _close(iterators: list) -> None:
+    while iterators:
+        iterators.pop().close()
 
 
 def make_loader(
@@ -128,8 +168,8 @@ def make_loader(
     Args:
       cfg: the data section.
       split: "train": endless, shuffled, augmented. "test": one ordered pass, whose last batch is
-        padded; a bool `mask` [B] says which rows are real.
-      batch_size: global; each process gets batch_size / process_count rows.
+        padded; a bool `mask` [B] says which rows are real. Every process gets all of it.
+      batch_size: global; in training each process gets batch_size / process_count rows.
       seed: of order and augmentation.
       start_step: first batch.
       process_index, process_count: this process among all.
@@ -139,23 +179,20 @@ def make_loader(
     """
     source = load_source(cfg, split, seed)
     if split == "test":
-        return _test_batches(source, cfg, batch_size)
+        return _test_batches(source, batch_size)
     if batch_size % process_count:
         raise ConfigError(
             f"batch_size = {batch_size}: expected a multiple of the {process_count} processes"
         )
     data = pygrain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(EPOCHS)
-    data = data.random_map(_Augment(source, cfg))
+    data = data.random_map(_Augment(source))
     data = data[process_index::process_count].batch(batch_size // process_count)
     return Batches(data, cfg, start_step)
 
 
-def _test_batches(source: Source, cfg: DataConfig, batch_size: int):
+def _test_batches(source: Split, batch_size: int):
     for start in range(0, len(source), batch_size):
-        rows = [
-            _example(source, cfg, i, None)
-            for i in range(start, min(start + batch_size, len(source)))
-        ]
+        rows = [source[i] for i in range(start, min(start + batch_size, len(source)))]
         mask = np.arange(batch_size) < len(rows)
         rows += [rows[-1]] * (batch_size - len(rows))
         batch = {k: np.stack([r[k] for r in rows]) for k in rows[0]}

@@ -31,7 +31,11 @@ def photograph(name: str) -> np.ndarray:
 
 
 class Photos:
-    """Square crops; in training redrawn at every visit, at test time on a fixed sequence."""
+    """A fixed sequence of square crops per split.
+
+    Where training crops are to be cropped again (crop_flip), they come half as large again as the
+    resolution, so that the second crop does not blur them.
+    """
 
     info = DataInfo(("photo",))
 
@@ -40,6 +44,8 @@ class Photos:
         self.cfg, self.split = cfg, split
         self.names = TRAIN if split == "train" else TEST
         self.photos = [self._reduced(photograph(name)) for name in self.names]
+        again = split == "train" and cfg.augment == "crop_flip"
+        self.side = cfg.resolution * 3 // 2 if again else cfg.resolution
 
     def _reduced(self, photo: np.ndarray) -> np.ndarray:
         side = max(self.cfg.resolution, min(min(photo.shape[:2]), 4 * self.cfg.resolution))
@@ -54,7 +60,7 @@ class Photos:
         """The index-th crop of a fixed sequence: photographs in turn, position and size random."""
         rng = np.random.default_rng((index, self.split == "test"))
         photo = self.photos[index % len(self.photos)]
-        image = random_resized_crop(photo, self.cfg.resolution, rng, area=(0.1, 1.0))
+        image = random_resized_crop(photo, self.side, rng, area=(0.1, 1.0))
         return {"image": image, "label": np.int32(0), "photo": np.int32(index % len(self.photos))}
 
 

@@ -49,7 +49,7 @@ def parse_caption(text: str) -> Int[np.ndarray, "M 5"]:
          CELLS[0].index(row), CELLS[1].index(col))
         for size, color, kind, row, col in PHRASE.findall(text)
     ]  # fmt: skip
-    out = np.full((MAX_SHAPES, 5), -1, np.int32)
+    out = np.full((max(MAX_SHAPES, len(rows)), 5), -1, np.int32)
     out[: len(rows)] = np.asarray(rows, np.int32).reshape(-1, 5)
     return out
 
@@ -137,7 +137,10 @@ class Shapes:
         return TRAIN if self.split == "train" else TEST
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """image [H, W, C] or [T, H, W, C], label, caption, attributes, segmentation, edges."""
+        """image [H, W, C] or [T, H, W, C], label, caption, attributes, segmentation, edges.
+
+        Caption and attributes of a video describe its first frame.
+        """
         rng = np.random.default_rng((self.seed, self.split == "test", index))
         attributes, poses = layout(rng)
         background = rng.uniform(0.02, 0.2, 3)

@@ -38,9 +38,8 @@ class DataInfo:
 class Source(Protocol):
     """A split of a data set with random access.
 
-    `self[i]` is a dict with `image` (float32 [H, W, C] in [-1, 1], any size; videos [T, H, W, C]),
-    `label` (int) and possibly more; `augmented(i, rng)`, where it exists, replaces `self[i]` plus
-    the augmentation in training.
+    `self[i]` is a dict with `image` (float32 [H, W, C] in [-1, 1], any size; videos [T, H, W, C] at
+    the config's resolution), `label` (int) and possibly more.
     """
 
     info: DataInfo

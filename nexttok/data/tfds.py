@@ -12,30 +12,36 @@ from nexttok.data.transforms import to_channels, to_float
 
 
 class Tfds:
-    """A split with features `image` and, for labelled sets, `label`; validation serves as test."""
+    """A split with features `image` and, for labelled sets, `label`.
+
+    Where there is no test split, or one whose labels are withheld (ImageNet's are -1), validation
+    serves as test.
+    """
 
     def __init__(self, cfg: DataConfig, name: str, split: str):
         """Opens the prepared data set under `cfg.root`.
 
         Raises:
-          ConfigError: it is not there, was not prepared as ArrayRecord, or has no images.
+          ConfigError: it is not there, was not prepared as ArrayRecord, or has no images or no
+            class names.
         """
         try:
             builder = tfds.builder(name, data_dir=cfg.root or None, file_format="array_record")
         except Exception as error:  # TFDS raises many types; each means "not to be had"
             raise _missing(cfg, name, str(error).splitlines()[0]) from error
-        if split == "test" and "test" not in builder.info.splits:
-            split = "validation"
-        if split not in builder.info.splits:
-            raise _missing(cfg, name, f"it has the splits {sorted(builder.info.splits)}")
-        features = builder.info.features
+        splits, features = builder.info.splits, builder.info.features
+        if not splits:
+            raise _missing(cfg, name, "it is not there")
         check("image" in features, "data.source", cfg.source, "a data set with a feature 'image'")
-        try:
-            self.data = builder.as_data_source(split=split)
-        except Exception as error:
-            raise _missing(cfg, name, str(error).splitlines()[0]) from error
-        names = features["label"].names if "label" in features else ("image",)
-        self.cfg, self.info = cfg, DataInfo(tuple(names))
+        label = dict(features).get("label")
+        named = label is None or hasattr(label, "names")
+        check(named, "data.source", cfg.source, "a data set whose feature 'label' has class names")
+        if split == "test" and "test" not in splits:
+            split = "validation"
+        self.data = _open(builder, cfg, name, split)
+        if split == "test" and "validation" in splits and self.data[0].get("label", 0) < 0:
+            self.data = _open(builder, cfg, name, "validation")
+        self.cfg, self.info = cfg, DataInfo(tuple(label.names) if label else ("image",))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -44,6 +50,15 @@ class Tfds:
         example = self.data[int(index)]
         image = to_channels(to_float(np.asarray(example["image"])), self.cfg.channels)
         return {"image": image, "label": np.int32(example.get("label", 0))}
+
+
+def _open(builder, cfg: DataConfig, name: str, split: str):
+    if split not in builder.info.splits:
+        raise _missing(cfg, name, f"it has the splits {sorted(builder.info.splits)}")
+    try:
+        return builder.as_data_source(split=split)
+    except Exception as error:  # as above
+        raise _missing(cfg, name, str(error).splitlines()[0]) from error
 
 
 def _missing(cfg: DataConfig, name: str, why: str) -> ConfigError:

@@ -46,6 +46,11 @@ def center_crop(image: np.ndarray, side: int) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
+def fit(image: np.ndarray, side: int) -> np.ndarray:
+    """The image itself where it is [side, side, C], else its `center_crop`."""
+    return image if image.shape[:2] == (side, side) else center_crop(image, side)
+
+
 def affine(
     image: np.ndarray,
     rng: np.random.Generator,
@@ -98,6 +103,5 @@ def augment(image: np.ndarray, name: str, side: int, rng: np.random.Generator) -
     if name == "crop_flip":
         image = random_resized_crop(image, side, rng)
         return image[:, ::-1] if rng.random() < 0.5 else image
-    if image.shape[:2] != (side, side):
-        image = center_crop(image, side)
+    image = fit(image, side)
     return affine(image, rng) if name == "affine" else image

@@ -1,6 +1,8 @@
 """Determinism: of batches in (seed, step), across restarts, processes and workers."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from nexttok.data.transforms import augment
 CFG = DataConfig("digits", "", 8, 1, 10, 0, "affine", 0, 2)
 
 
-def take(count, **kwargs):
-    loader = make_loader(CFG, "train", 8, 3, **kwargs)
+def take(count, cfg=CFG, **kwargs):
+    loader = make_loader(cfg, "train", 8, 3, **kwargs)
     out = [next(loader) for _ in range(count)]
     loader.close()
     return out
@@ -54,6 +56,24 @@ def test_state_is_the_step():
     other.set_state(state)
     same([next(other) for _ in range(2)], expected)
     assert state == {"next_index": 1}
+    loader.set_state(state)
+    same([next(loader) for _ in range(2)], expected)
+
+
+def test_closed_batches_say_so():
+    loader = make_loader(CFG, "train", 8, 3)
+    loader.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(loader)
+
+
+def test_every_epoch_sees_each_example_once_in_another_order():
+    loader = make_loader(CFG, "train", 700, 0)
+    first, second = (np.concatenate([next(loader)["index"] for _ in range(2)]) for _ in range(2))
+    loader.close()
+    for epoch in (first, second):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(1400))
+    assert not np.array_equal(first, second)
 
 
 def test_two_processes_share_out_what_one_sees():
@@ -69,13 +89,28 @@ def test_two_processes_share_out_what_one_sees():
 
 @pytest.mark.slow
 def test_workers_change_nothing():
-    global CFG
     expected = take(3, start_step=2)
-    CFG = dataclasses.replace(CFG, workers=2)
-    try:
-        same(take(3, start_step=2), expected)
-    finally:
-        CFG = dataclasses.replace(CFG, workers=0)
+    workers = dataclasses.replace(CFG, workers=2)
+    same(take(3, workers, start_step=2), expected)
+
+
+ABANDON = """
+from nexttok.data.loader import DataConfig, make_loader
+if __name__ == "__main__":
+    cfg = DataConfig("digits", "", 8, 1, 10, 0, "affine", 2, 2)
+    loader = make_loader(cfg, "train", 8, 0)
+    kept = [next(loader) for _ in range(2)]
+    print(len(kept))
+"""
+
+
+@pytest.mark.slow
+def test_abandoned_workers_end_with_the_program(tmp_path):
+    (tmp_path / "abandon.py").write_text(ABANDON)
+    command = [sys.executable, tmp_path / "abandon.py"]
+    paths = {"PYTHONPATH": ":".join(p for p in sys.path if p), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=paths)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
 def test_augmentation_differs_between_visits():
@@ -108,6 +143,7 @@ def test_the_test_split_is_one_ordered_padded_pass():
         (dict(source="mnist"), r"data\.source = 'mnist': expected digits \| photos"),
         (dict(source="folder"), r"data\.source = 'folder'"),
         (dict(num_classes=7), r"data\.num_classes = 7: expected 10, the classes of digits"),
+        (dict(source="shapes", num_classes=6), r"data\.augment = 'affine': expected none"),
         (dict(channels=2), r"data\.channels = 2"),
         (dict(augment="mixup"), r"data\.augment = 'mixup'"),
         (dict(resolution=2), r"data\.resolution = 2"),
@@ -120,6 +156,11 @@ def test_the_test_split_is_one_ordered_padded_pass():
 def test_bad_input_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         make_loader(dataclasses.replace(CFG, **change), "train", 8, 0)
+
+
+def test_there_are_two_splits():
+    with pytest.raises(ConfigError, match=r"split = 'validation': expected train \| test"):
+        load_source(CFG, "validation", 0)
 
 
 def test_a_batch_must_divide_over_processes():
