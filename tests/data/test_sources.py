@@ -68,8 +68,8 @@ def test_photos_cropped_again_are_not_blurred():
     assert batch["image"].shape == (64, 16, 16, 3)
     detail = lambda x: np.abs(np.diff(x, axis=2)).mean()
     plain = load_source(PHOTOS, "train", 0)
-    assert detail(batch["image"]) > 0.8 * detail(
-        np.stack([plain[i]["image"] for i in batch["index"]])
+    assert detail(batch["image"]) > 0.88 * detail(
+        np.stack([plain[i]["image"] for i in batch["index"].tolist()])
     )
 
 
