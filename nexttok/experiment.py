@@ -78,9 +78,9 @@ class Experiment:
     eval: EvalConfig
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the data's pictures."""
-        return (self.data.resolution, self.data.resolution, self.data.channels)
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of the data's pictures, (T, H, W, C) of its videos."""
+        return image_shape(self.data)
 
 
 def resolve(config: ConfigDict) -> Experiment:
@@ -97,7 +97,7 @@ def resolve(config: ConfigDict) -> Experiment:
     check(isinstance(passes, int) and passes >= 0, "cached_passes", passes, "an int >= 0")
     stages = tuple(config.stages)
     data = build(DataConfig, config.data, "data")
-    shape = (data.resolution, data.resolution, data.channels)
+    shape = image_shape(data)
     has_latent = bool(component_name("latent", config.latent))
     expected = tuple(s for s in STAGES if s != "latent" or has_latent)
     allowed = [expected[:n] for n in range(1, len(expected) + 1)]
@@ -131,6 +131,12 @@ def resolve(config: ConfigDict) -> Experiment:
         sample=sample,
         eval=build(EvalConfig, config.eval, "eval"),
     )
+
+
+def image_shape(data: DataConfig) -> tuple[int, ...]:
+    """(H, W, C) of pictures, (T, H, W, C) of videos."""
+    time = (data.frames,) if data.frames else ()
+    return (*time, data.resolution, data.resolution, data.channels)
 
 
 def component(section: str, config: ConfigDict):

@@ -6,6 +6,7 @@ state of the iterator is then one number, the step.
 """
 
 import dataclasses
+import functools
 import importlib
 import weakref
 from collections.abc import Iterator
@@ -63,8 +64,11 @@ class Split:
         return example
 
 
+@functools.lru_cache(maxsize=4)
 def load_source(cfg: DataConfig, split: str, seed: int) -> Split:
     """Opens one split, "train" or "test", of `cfg.source` = "<name>" or "<name>:<argument>".
+
+    A split is opened once per process: opening a folder reads every file in it.
 
     Raises:
       ConfigError: unknown or missing data set, or a config that does not fit it.

@@ -43,6 +43,8 @@ class Autoencoder:
     sample_posterior: bool
 
     def __post_init__(self):
+        still = len(self.image_shape) == 3
+        check(still, "data.frames", self.image_shape[0], "0: this tokenizer takes pictures")
         for side in self.image_shape[:2]:
             check(side % self.conv.stride == 0, "data.resolution", side,
                   f"a multiple of {self.conv.stride}, the stride of config.latent")  # fmt: skip
@@ -106,7 +108,8 @@ class Autoencoder:
         z, _, aux = self._posterior(params, x, stream(rng, "posterior"))
         recon = self.decoder.apply({"params": params["decoder"]}, z)
         error = jnp.square(recon - x).mean((1, 2, 3))
-        return error + self.kl_weight * aux["kl"], {"mse": error.mean(), **aux}
+        metrics = {"mse": error.mean(), "kl": aux["kl"].mean()}
+        return error + self.kl_weight * aux["kl"], metrics
 
 
 def make(section, image_shape, dtype="float32", latent=None, features=None) -> Autoencoder:

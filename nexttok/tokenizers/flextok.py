@@ -74,6 +74,8 @@ class FlexTok:
 
     def __post_init__(self):
         here = "tokenizer"
+        still = len(self.image_shape) == 3
+        check(still, "data.frames", self.image_shape[0], "0: this tokenizer takes pictures")
         check(self.registers >= 1, f"{here}.registers", self.registers, "at least 1")
         fsq.validate(self.levels, f"{here}.levels")
         nested.validate(self.keep, self.registers, f"{here}.keep")

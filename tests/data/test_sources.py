@@ -172,6 +172,7 @@ def test_folder_with_its_own_split(tmp_path):
     with pytest.raises(ConfigError, match="one folder per class"):
         load_source(dataclasses.replace(cfg, source=f"folder:{tmp_path}/test/cat"), "train", 0)
     (tmp_path / "test" / "fox").mkdir()
+    load_source.cache_clear()
     with pytest.raises(ConfigError, match=r"test classes among those of train, not \['fox'\]"):
         load_source(cfg, "train", 0)
 

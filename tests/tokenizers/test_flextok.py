@@ -102,6 +102,16 @@ def test_null_examples_ignore_every_token():
     )
 
 
+def test_videos_and_bfloat16():
+    with pytest.raises(ConfigError, match=r"data\.frames = 4: expected 0"):
+        make((4, 8, 8, 1))
+    half = dataclasses.replace(TOKENIZER, dtype="bfloat16")
+    loss, _ = half.loss(PARAMS, {"image": IMAGES}, jax.random.key(3))
+    full, _ = TOKENIZER.loss(PARAMS, {"image": IMAGES}, jax.random.key(3))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, full, rtol=0.2)
+
+
 def test_guided_decoding_differs_and_apg_runs():
     tokens = TOKENIZER.encode(PARAMS, IMAGES)
     key = jax.random.key(7)
