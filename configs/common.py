@@ -37,6 +37,12 @@ def base() -> ConfigDict:
                 top_k=0,
                 top_p=0.0,
                 guidance=2.0,  # u + s(c - u); 1 is none
+                guidance_start=1.0,  # s of the first step, where s is not constant
+                guidance_shape="constant",  # constant | linear | cosine | power
+                guidance_power=1.0,  # exponent of the last two
+                guidance_clock="step",  # s follows: step | before | after (share of known tokens)
+                confidence=4.5,  # Gumbel noise of plans by confidence, annealed to 0
+                steps=0,  # steps of a scheduled plan; 0 for the trained plan's own
             ),
             eval=dict(
                 batch_size=100,
@@ -77,3 +83,67 @@ def stage(**changes) -> dict:
 def section(**keys) -> ConfigDict:
     """A section with these keys."""
     return ConfigDict(keys)
+
+
+def plan(name="raster", **changes) -> ConfigDict:
+    """Which tokens are predicted together, and in which order (nexttok/plans.py)."""
+    return section(**(dict(name=name, block=0, steps=0, schedule="", lead=False) | changes))
+
+
+def categorical(**changes) -> ConfigDict:
+    """A softmax over the vocabulary."""
+    return section(
+        **(dict(name="categorical", bias=False, init="zeros", tied=False, smoothing=0.0) | changes)
+    )
+
+
+def backbone(name="decoder", **changes) -> ConfigDict:
+    """A pre-norm GPT with learned positions; the class is added to the start vector."""
+    keys = dict(
+        name=name,
+        width=128,
+        depth=4,
+        decoder_depth=0,  # second stack of encoder_decoder and cross_decoder
+        head_dim=32,
+        mlp_hidden=512,
+        activation="gelu_tanh",  # gelu | gelu_tanh | silu
+        gated=False,
+        norm="layer",  # layer | rms
+        norm_eps=1e-5,
+        norm_affine=True,
+        norm_bias=True,
+        post_norm=False,
+        qk_norm="none",  # none | layer | rms | l2
+        bias=False,
+        key_bias=True,
+        mlp_bias=False,
+        init="normal02",  # xavier | normal02 | third
+        depth_scaled=False,
+        adaln_gain=(0.0, 0.0),
+        adaln_shared=False,
+        positions=("learned",),  # learned and/or rope
+        condition=("start",),  # start, prefix, adaln
+        prefix=0,
+        start_vector=True,
+        null_class=False,
+        rotate_query=False,
+        concat_mask=False,
+        embed_norm="none",
+        final_norm="layer",  # none | layer | rms | adaln
+        output_positions=False,
+        embed_init="uniform01",  # normal02 | normal1 | third | uniform01
+        dropout=0.1,
+        drop_path=0.0,
+        remat=False,
+        unroll=1,
+    )
+    return section(**(keys | changes))
+
+
+def llama(name="decoder", **changes) -> ConfigDict:
+    """LlamaGen's block: RMS norms, SwiGLU, 2D rotary positions, the class as the start slot."""
+    keys = dict(
+        norm="rms", final_norm="rms", activation="silu", gated=True, mlp_hidden=344,
+        positions=("rope",), start_vector=False, null_class=True, embed_init="normal02",
+    )  # fmt: skip
+    return backbone(name, **(keys | changes))

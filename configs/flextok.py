@@ -73,19 +73,11 @@ def tokenizer():
 def generator():
     """The digits' generator: next-token prediction over the 1D tokens, class on the start slot."""
     return common.section(
-        plan="raster",
-        context="shift",
-        head="categorical",
-        width=128,
-        depth=4,
-        head_dim=32,
-        norm="layer",
-        qk_norm="none",
-        dropout=0.1,
-        drop_path=0.0,
+        plan=common.plan("raster"),
+        context=common.section(name="shift"),
+        head=common.categorical(),
+        backbone=common.backbone(),
         class_dropout=0.1,
-        remat=False,
-        unroll=1,
     )
 
 
@@ -95,7 +87,7 @@ def tiny(config):
         encoder_width=32, encoder_depth=1, decoder_width=32, decoder_depth=1, head_dim=16,
         flow_steps=4,
     )  # fmt: skip
-    config.generator.update(width=32, depth=1, head_dim=16)
+    config.generator.backbone.update(width=32, depth=1, head_dim=16, mlp_hidden=128)
     config.train.tokenizer.update(steps=60, batch_size=32, warmup=10, log_every=10, save_every=20)
     config.train.generator.update(steps=60, batch_size=32, warmup=10, log_every=10, save_every=20)
     config.eval.update(batch_size=50, images=50, samples=100, classifier_steps=60)
@@ -130,8 +122,8 @@ def imagenet(config, encoder, decoder):
         align_weight=1.0, flow_steps=25, guidance=15.0 if enc == 12 else 7.5, guidance_rule="apg",
         remat=True,
     )  # fmt: skip
-    config.generator.update(
-        width=1664, depth=26, head_dim=64, dropout=0.0, class_dropout=0.1, remat=True
+    config.generator.backbone.update(
+        width=1664, depth=26, head_dim=64, mlp_hidden=6656, dropout=0.0, remat=True
     )
     big = dict(batch_size=2048, learning_rate=5.6e-4, warmup=5000, log_every=100, save_every=5000)
     config.train.latent.update(big, steps=100_000, batch_size=256, learning_rate=1e-4)

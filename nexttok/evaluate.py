@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nexttok import plans
+from nexttok.config import build
 from nexttok.data.loader import load_source, make_loader
 from nexttok.evals import frechet, metrics
 from nexttok.evals.classifier import class_agreement, train_classifier
@@ -15,8 +17,7 @@ from nexttok.evals.memorization import memorization
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.samplers.executor import generate
-from nexttok.samplers.logits import warper
-from nexttok.tokenizers.nested import prefix_lengths
+from nexttok.steps import random_order
 from nexttok.tokens import Tokens
 
 
@@ -34,9 +35,8 @@ class Models:
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Prefix lengths that are measured: powers of two up to N, or N alone."""
-        spec = self.experiment.tokenizer.spec
-        return prefix_lengths(spec.length) if spec.nested else (spec.length,)
+        """Prefix lengths that are measured."""
+        return self.experiment.tokenizer.spec.prefixes
 
     @functools.cached_property
     def encode(self):
@@ -47,15 +47,21 @@ class Models:
 
     @functools.cached_property
     def decode(self):
-        """(ids [B, N], prefix length, key) -> images clipped to [-1, 1]."""
+        """(tokens [B, N, ...], prefix length, key) -> images clipped to [-1, 1].
+
+        Tokens are ids, or values where they are continuous.
+        """
         tokenizer = self.experiment.tokenizer
 
         @jax.jit
-        def decode(params, ids, keep, key):
-            kept = jnp.full((len(ids),), keep, jnp.int32)
-            return jnp.clip(tokenizer.decode(params, Tokens(ids=ids), key, kept), -1.0, 1.0)
+        def decode(params, tokens, keep, key):
+            tokens = Tokens(ids=tokens) if tokenizer.spec.vocab else Tokens(values=tokens)
+            if not tokenizer.spec.nested:
+                return jnp.clip(tokenizer.decode(params, tokens, key), -1.0, 1.0)
+            kept = jnp.full((len(jax.tree.leaves(tokens)[0]),), keep, jnp.int32)
+            return jnp.clip(tokenizer.decode(params, tokens, key, kept), -1.0, 1.0)
 
-        return lambda ids, keep, key: decode(self.params["tokenizer"], ids, keep, key)
+        return lambda tokens, keep, key: decode(self.params["tokenizer"], tokens, keep, key)
 
     @functools.cached_property
     def nats(self):
@@ -65,20 +71,51 @@ class Models:
         return lambda tokens, label: loss(self.params["generator"], tokens, label).mean(-1)
 
     @functools.cached_property
+    def plan(self) -> plans.Plan:
+        """The plan that is sampled."""
+        exp = self.experiment
+        config, spec = exp.config.generator.plan, exp.generator.spec
+        plan = exp.generator.plan
+        if exp.sample.steps:
+            section = config.copy_and_resolve_references()
+            section.steps = exp.sample.steps
+            plan = plans.make(build(plans.PlanConfig, section, "generator.plan"), spec)
+        return plan.prefix(exp.sample.tokens or spec.length)
+
+    @functools.cached_property
     def sample(self):
-        """(labels [B], key) -> ids [B, n] of `config.sample.tokens` tokens (all, when 0)."""
-        gen, cfg = self.experiment.generator, self.experiment.sample
-        plan = gen.full_plan.prefix(cfg.tokens or gen.spec.length)
-        warp = warper(cfg.temperature, cfg.top_k, cfg.top_p)
+        """(labels [B], key) -> tokens [B, n, ...], `config.sample.tokens` of them (all, when 0)."""
+        gen, tokenizer, cfg = (
+            self.experiment.generator,
+            self.experiment.tokenizer,
+            self.experiment.sample,
+        )
+        plan, strength = self.plan, cfg.strength
+        scale = None if strength.off else lambda at: strength.scale(at, plan)
 
         @jax.jit
         def sample(params, label, key):
-            copies = 2 if cfg.guidance != 1.0 else 1
-            cache = gen.init_cache(copies * len(label), plan.length)
-            step = gen.step_fn(params, label, cfg.guidance, warp)
-            return generate(step, plan, len(label), cache, key)[0]
+            batch, n = len(label), plan.length
+            state = gen.init_cache(batch * (1 if scale is None else 2), plan)
+            advance = None
+            if gen.spec.scales:
+                coarse, values = tokenizer.start(batch)
+                state = (state, coarse, values)
+                advance = functools.partial(tokenizer.advance, params["tokenizer"])
+            discrete = gen.spec.vocab > 0
+            blank = (
+                jnp.zeros((batch, n), jnp.int32) if discrete
+                else jnp.zeros((batch, n, gen.spec.channels))
+            )  # fmt: skip
+            order = None
+            if plan.kind == "random":
+                order = random_order(stream(key, "order"), batch, n)
+            step = gen.step(
+                params["generator"], label, plan, cfg.draw, scale, cfg.confidence, advance
+            )
+            return generate(step, plan, blank, state, key, order)[0]
 
-        return lambda label, key: sample(self.params["generator"], label, key)
+        return lambda label, key: sample(self.params, label, key)
 
 
 def held_out(experiment: Experiment, limit: int) -> dict[str, np.ndarray]:
@@ -120,27 +157,38 @@ def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]
     """
     exp = models.experiment
     size = min(exp.eval.batch_size, len(images))
-    ids = batched(lambda x: models.encode(x).ids, size, images)
+    tokens = batched(lambda x: array_of(models.encode(x)), size, images)
+    vocab = exp.tokenizer.spec.vocab
     rows, decoded = [], {}
     for length in models.lengths:
         out = batched(
-            lambda i, k, n=length: models.decode(i, n, k), size, ids, key=stream(key, length)
+            lambda i, k, n=length: models.decode(i, n, k), size, tokens, key=stream(key, length)
         )
         decoded[length] = out
-        rows.append(
-            {
-                "tokens": length,
-                "bits": float(metrics.bits_per_image(length, exp.tokenizer.spec.vocab)),
-                "psnr": float(np.mean(metrics.psnr(images, out))),
-                "ssim": float(np.mean(metrics.ssim(images, out))),
-            }
-        )
-    usage = metrics.codebook_usage(ids, exp.tokenizer.spec.vocab)
-    return {"images": len(images), "prefixes": rows, "codebook": usage}, decoded
+        row = {"tokens": length}
+        if vocab:
+            row["bits"] = float(metrics.bits_per_image(length, vocab))
+        row["psnr"] = float(np.mean(metrics.psnr(images, out)))
+        row["ssim"] = float(np.mean(metrics.ssim(images, out)))
+        rows.append(row)
+    found = {"images": len(images), "prefixes": rows}
+    if vocab:
+        found["codebook"] = metrics.codebook_usage(tokens, vocab)
+    return found, decoded
+
+
+def array_of(tokens: Tokens) -> jax.Array:
+    """What identifies tokens: their ids, or their values where they are continuous."""
+    return tokens.values if tokens.ids is None else tokens.ids
 
 
 def likelihood(models: Models, images: np.ndarray, labels: np.ndarray) -> dict:
-    """Held-out negative log-likelihood in bits per token and per image."""
+    """Held-out negative log-likelihood in bits per token and per image; {} where there is none.
+
+    Of random orders it is that of one order per image.
+    """
+    if not models.experiment.generator.has_likelihood:
+        return {}
     size = min(models.experiment.eval.batch_size, len(images))
     nats = batched(lambda x, y: models.nats(models.encode(x), y), size, images, labels)
     bits = float(nats.mean() / np.log(2))
@@ -199,6 +247,6 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
         "prefixes": rows,
         "memorization": memorization(drawn[made], reference),
         "classifier_accuracy": float(classifier.accuracy),
-        "network_calls": models.experiment.generator.full_plan.prefix(made).calls,
+        "network_calls": models.experiment.generator.network_calls(models.plan),
     }
     return results, {"labels": labels, "images": drawn}

@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 from nexttok import generator, tokenizers
 from nexttok.config import ConfigError, build, check, check_keys
 from nexttok.data.loader import DataConfig
+from nexttok.heads.draw import Draw
 from nexttok.mesh import MeshConfig
 from nexttok.nn import vit
 from nexttok.optim import StageConfig
 from nexttok.samplers.logits import warper
+from nexttok.samplers.schedules import Guidance
 
 SECTIONS = (
     "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "mesh", "data",
@@ -32,8 +34,30 @@ class SampleConfig:
     top_k: int
     top_p: float
     guidance: float
+    guidance_start: float
+    guidance_shape: str
+    guidance_power: float
+    guidance_clock: str
+    confidence: float
+    steps: int
+
+    @property
+    def strength(self) -> Guidance:
+        """How strongly each step is guided."""
+        return Guidance(
+            self.guidance, self.guidance_start, self.guidance_shape, self.guidance_power,
+            self.guidance_clock,
+        )  # fmt: skip
+
+    @property
+    def draw(self) -> Draw:
+        """How a head draws."""
+        return Draw(warper(self.temperature, self.top_k, self.top_p), self.temperature)
 
     def __post_init__(self):
+        check(self.confidence >= 0, "sample.confidence", self.confidence, "at least 0")
+        check(self.steps >= 0, "sample.steps", self.steps, "at least 0 (0 for the plan's own)")
+        _ = self.strength
         check(self.per_class >= 1, "sample.per_class", self.per_class, "at least 1")
         check(self.tokens >= 0, "sample.tokens", self.tokens, "at least 0 (0 for all)")
         warper(self.temperature, self.top_k, self.top_p)
@@ -116,7 +140,7 @@ def resolve(config: ConfigDict) -> Experiment:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
         check(sample.tokens <= gen.spec.length, "sample.tokens", sample.tokens,
               f"0 .. {gen.spec.length}")  # fmt: skip
-        unguided = sample.guidance == 1 or gen.class_dropout > 0
+        unguided = sample.strength.off or gen.class_dropout > 0
         check(unguided, "sample.guidance", sample.guidance,
               "1, as nothing is trained without a class (generator.class_dropout = 0)")  # fmt: skip
     return Experiment(

@@ -3,22 +3,29 @@
 import dataclasses
 import functools
 import importlib
+import pkgutil
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nexttok import plans
-from nexttok.config import build, check
-from nexttok.nn.attention import Cache, empty_cache
-from nexttok.nn.backbone import Backbone
-from nexttok.nn.transformer import TransformerConfig
+from nexttok import contexts, heads, plans
+from nexttok.config import build, check, check_keys
+from nexttok.contexts.contract import Calls, Lesson
+from nexttok.heads import guidance
+from nexttok.heads.draw import Draw
+from nexttok.nn import backbones
+from nexttok.nn.attention import Cache
+from nexttok.nn.backbones.config import BackboneConfig, Inputs
+from nexttok.nn.slots import Slots
 from nexttok.rng import stream
+from nexttok.steps import At, Step, random_order
 from nexttok.tokens import Tokens, TokenSpec
 
-CONTEXTS, HEADS = ("shift",), ("categorical",)
+SECTIONS = ("plan", "context", "head", "backbone", "class_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,178 +35,228 @@ class Generator:
     Attributes:
       spec: the tokens, as the tokenizer publishes them.
       num_classes: classes of the condition; 0 for none.
-      dtype: compute dtype.
-      plan, context, head: names (nexttok/plans.py, contexts/, heads/).
-      width, depth, head_dim: of the backbone.
-      norm, qk_norm, dropout, drop_path: of the backbone's blocks.
+      plan: which tokens are predicted together, and in which order.
+      context: what a slot sees (nexttok/contexts).
+      head: what is predicted (nexttok/heads).
+      backbone: its config; `kind` names its module (nexttok/nn/backbones).
       class_dropout: share of training examples without a class (for guidance).
-      remat, unroll: of the scanned layers.
+      dtype: compute dtype.
     """
 
     spec: TokenSpec
     num_classes: int
-    dtype: str
-    plan: str
-    context: str
-    head: str
-    width: int
-    depth: int
-    head_dim: int
-    norm: str
-    qk_norm: str
-    dropout: float
-    drop_path: float
+    plan: plans.Plan
+    context: Any
+    head: Any
+    backbone: BackboneConfig
+    kind: ModuleType
     class_dropout: float
-    remat: bool
-    unroll: int
+    dtype: str
 
     def __post_init__(self):
-        here = "generator"
-        check(self.context in CONTEXTS, f"{here}.context", self.context, " | ".join(CONTEXTS))
-        check(self.head in HEADS, f"{here}.head", self.head, " | ".join(HEADS))
-        fits = self.head_dim > 0 and self.width > 0 and self.width % self.head_dim == 0
-        allowed = f"a positive multiple of generator.head_dim = {self.head_dim}"
-        check(fits, f"{here}.width", self.width, allowed)
-        check(self.depth >= 1, f"{here}.depth", self.depth, "at least 1")
-        check(self.norm in ("layer", "rms"), f"{here}.norm", self.norm, "layer | rms")
-        norms = ("none", "layer", "rms")
-        check(self.qk_norm in norms, f"{here}.qk_norm", self.qk_norm, " | ".join(norms))
-        for name in ("dropout", "drop_path", "class_dropout"):
-            rate = getattr(self, name)
-            check(0 <= rate < 1, f"{here}.{name}", rate, "at least 0 and below 1")
-        self.context_fns.validate(self.full_plan)
-        self.head_fns.net(self.spec)
+        rate = self.class_dropout
+        check(0 <= rate < 1, "generator.class_dropout", rate, "at least 0 and below 1")
+        self.context.validate(self.plan)
+        noised = self.context.needs(self.plan).noised
+        name = type(self.head).__name__.lower()
+        check(noised == (name == "flow"), "generator.head.name", name,
+              "flow with context noise, another head with any other context")  # fmt: skip
+        surest = self.plan.kind == "confidence" and name == "diffusion"
+        check(not surest, "generator.head.name", name,
+              "categorical or gmm, as a plan by confidence needs probabilities")  # fmt: skip
+        separate = getattr(self.context, "layout", "") == "separate"
+        cross = self.kind.__name__.endswith("cross_decoder")
+        check(separate == cross, "generator.backbone.name", self.kind.__name__.split(".")[-1],
+              "cross_decoder exactly with context query of layout separate")  # fmt: skip
+        if "rope" in self.backbone.positions:
+            self.backbone.rotary(self.inputs)
 
     @functools.cached_property
-    def full_plan(self) -> plans.Plan:
-        """The plan of all tokens."""
-        return plans.make(self.plan, self.spec.grid)
-
-    @functools.cached_property
-    def context_fns(self) -> ModuleType:
-        """Functions of nexttok.contexts.<context>."""
-        return importlib.import_module(f"nexttok.contexts.{self.context}")
-
-    @functools.cached_property
-    def head_fns(self) -> ModuleType:
-        """Functions of nexttok.heads.<head>."""
-        return importlib.import_module(f"nexttok.heads.{self.head}")
-
-    @functools.cached_property
-    def backbone(self) -> Backbone:
-        """The network between context and head."""
-        config = TransformerConfig(
-            width=self.width,
-            depth=self.depth,
-            head_dim=self.head_dim,
-            mlp_hidden=4 * self.width,
-            norm=self.norm,
-            norm_affine=True,
-            qk_norm=self.qk_norm,
-            dropout=self.dropout,
-            drop_path=self.drop_path,
-            init="normal02",
-            remat=self.remat,
-            unroll=self.unroll,
-            dtype=self.dtype,
+    def inputs(self) -> Inputs:
+        """The slots the backbone is given."""
+        needs = self.context.needs(self.plan)
+        return Inputs(
+            vocab=self.spec.vocab,
+            channels=self.spec.channels,
+            grid=self.spec.grid,
+            slots=self.backbone.prefix + needs.slots,
+            levels=needs.levels,
+            classes=self.num_classes,
+            query=needs.query,
+            fillers=needs.fillers,
+            start=needs.start,
+            noised=needs.noised,
         )
-        return Backbone(config, self.spec.vocab, self.spec.length, self.num_classes)
+
+    @functools.cached_property
+    def network(self) -> Any:
+        """The backbone's module."""
+        return self.kind.make(self.backbone, self.inputs, self.dtype)
+
+    @property
+    def has_likelihood(self) -> bool:
+        """The loss is an exact negative log-likelihood (of one order, where orders are random)."""
+        return self.context.likelihood and getattr(self.head, "likelihood", False)
+
+    def network_calls(self, plan: plans.Plan) -> int:
+        """Backbone calls of a generation: one per step, times solver steps where it is a flow."""
+        return plan.calls * (self.head.steps if self.inputs.noised else 1)
+
+    @property
+    def teaching(self) -> plans.Plan:
+        """The plan of training: that of sampling, but random orders are taught token by token."""
+        if self.plan.kind == "random" and self.context.likelihood:
+            return dataclasses.replace(self.plan, sizes=(1,) * self.plan.length)
+        return self.plan
 
     def init(self, rng: Array) -> dict:
         """Parameters {backbone, head}."""
-        one = jnp.zeros((1, 1), jnp.int32)
-        zero = jnp.zeros((1,), jnp.int32)
-        backbone = self.backbone.init(stream(rng, "backbone"), one, zero, zero, zero)["params"]
-        hidden = jnp.zeros((1, 1, self.width))
-        head = self.head_fns.net(self.spec).init(stream(rng, "head"), hidden)["params"]
-        return {"backbone": backbone, "head": head}
+        n = self.spec.length
+        tokens = Tokens(
+            ids=jnp.zeros((1, n), jnp.int32) if self.spec.vocab else None,
+            values=jnp.zeros((1, n, self.spec.channels)) if self.spec.channels else None,
+        )
+        slots = self.lesson(tokens, stream(rng, "lesson")).slots
+        label = jnp.zeros((1,), jnp.int32)
+        backbone = self.network.init(stream(rng, "backbone"), slots, label)["params"]
+        return {"backbone": backbone, "head": self.head.init_params(stream(rng, "head"))}
 
-    def predict(self, params: dict, hidden: Float[Array, "B S D"]) -> Array:
-        """What the head's network makes of hidden states: logits [B, S, V]."""
-        return self.head_fns.net(self.spec).apply({"params": params["head"]}, hidden)
+    def lesson(self, tokens: Tokens, rng: Array, plan: plans.Plan | None = None) -> Lesson:
+        """What is taught for tokens by index; `rng` draws orders, masks and noise."""
+        plan = self.teaching if plan is None else plan
+        some = tokens.values if tokens.ids is None else tokens.ids
+        order = jnp.asarray(plan.order)[None]
+        if plan.kind == "random" and self.context.likelihood:
+            order = random_order(stream(rng, "order"), some.shape[0], plan.length)
+        return self.lesson_in(tokens, order, plan, rng)
 
-    def teacher_forced(
-        self, params: dict, ids: Int[Array, "B N"], label: Int[Array, "B"], rng: Array | None = None
-    ) -> Array:
-        """Head outputs of all slots, in generation order, given the true tokens.
+    def lesson_in(self, tokens: Tokens, order: Array, plan: plans.Plan, rng: Array) -> Lesson:
+        """As `lesson`, in a given order [B, N] or [1, N]."""
+        if self.context.likelihood or plan.kind == "fixed":
+            tokens = jax.tree.map(lambda x: _ordered(x, order), tokens)
+        return self.context.lesson(plan, tokens, order, self.backbone.prefix, rng)
 
-        Args:
-          params: {backbone, head}.
-          ids: tokens by index.
-          label: class, -1 for none.
-          rng: dropout key when training, None at evaluation.
-        """
-        ordered = jnp.take(ids, jnp.asarray(self.full_plan.order), axis=1)
-        slots = jnp.arange(self.spec.length, dtype=jnp.int32)
-        steps = jnp.asarray(self.context_fns.steps(self.full_plan))
-        rngs = {} if rng is None else {"dropout": stream(rng, "dropout")}
-        hidden, _ = self.backbone.apply(
-            {"params": params["backbone"]}, self.context_fns.inputs(ordered), slots, steps, label,
-            train=rng is not None, rngs=rngs,
-        )  # fmt: skip
-        return self.predict(params, hidden)
+    def hidden(
+        self, params: dict, slots: Slots, label: Int[Array, "B"], rng: Array | None = None
+    ) -> Float[Array, "B S D"]:
+        """Hidden states of the slots; `rng` is the dropout key in training."""
+        rngs = {} if rng is None else {"dropout": rng}
+        return self.network.apply(
+            {"params": params["backbone"]}, slots, label, train=rng is not None, rngs=rngs
+        )[0]
+
+    def predicted(self, params: dict, lesson: Lesson, label: Int[Array, "B"], rng=None) -> Array:
+        """Hidden states that predict lesson.target, [B, N, D]."""
+        first, stride = lesson.outputs
+        last = first + stride * self.spec.length
+        return self.hidden(params, lesson.slots, label, rng)[:, first:last:stride]
 
     def loss(
         self, params: dict, tokens: Tokens, label: Int[Array, "B"], rng: Array | None
     ) -> tuple[Float[Array, "B N"], dict]:
-        """Negative log-likelihood.
+        """Loss of every token: nats where the head has a likelihood, else the head's own.
 
         Args:
           params: {backbone, head}.
-          tokens: ids [B, N].
-          label: class [B]; dropped at random in training.
-          rng: training key, or None at evaluation.
+          tokens: by index.
+          label: class [B], -1 for none; dropped at random in training.
+          rng: training key, or None at evaluation (orders and masks are then always the same).
 
         Returns:
-          Nats per token [B, N] in generation order, metrics of the head.
+          [B, N] in the order of the lesson, metrics of the head.
         """
-        if rng is not None and self.class_dropout:
+        train = rng is not None
+        if train and self.class_dropout:
             drop = jax.random.bernoulli(stream(rng, "label"), self.class_dropout, label.shape)
             label = jnp.where(drop, -1, label)
-        outputs = self.teacher_forced(params, tokens.ids, label, rng)
-        target = jnp.take(tokens.ids, jnp.asarray(self.full_plan.order), axis=1)
-        return self.head_fns.loss(outputs, target)
+        key = rng if train else jax.random.key(0)
+        lesson = self.lesson(tokens, key)
+        hidden = self.predicted(params, lesson, label, stream(key, "dropout") if train else None)
+        losses, metrics = self.head.loss(
+            self.head_params(params), hidden, lesson.target, stream(key, "head"), train
+        )
+        return losses if lesson.weight is None else losses * lesson.weight, metrics
 
-    def init_cache(self, batch: int, slots: int) -> Cache:
-        """An empty key-value cache for `slots` slots."""
-        heads = self.width // self.head_dim
-        return empty_cache(self.depth, batch, slots, heads, self.head_dim, self.dtype)
+    def head_params(self, params: dict) -> dict:
+        """The head's parameters, with the embedding of the tokens where it is shared."""
+        if not getattr(self.head, "tied", False):
+            return params["head"]
+        return params["head"] | {"embedding": params["backbone"]["embed"]["embedding"]}
 
-    def decode_step(
+    def init_cache(self, batch: int, plan: plans.Plan, given: int = 0) -> Cache | None:
+        """An empty key-value cache for the generation of a plan; None where nothing is cached."""
+        slots = self.context.cache_slots(plan, given)
+        if not slots:
+            return None
+        return self.kind.init_cache(self.backbone, batch, self.backbone.prefix + slots, self.dtype)
+
+    def step(
         self,
         params: dict,
-        ids: Int[Array, "B S"],
-        first: Int[Array, ""],
-        cache: Cache,
         label: Int[Array, "B"],
-    ) -> tuple[Array, Cache]:
-        """Head outputs of slots first .. first + S - 1 with inputs `ids`, reading the cache."""
-        at = first + jnp.arange(ids.shape[1], dtype=jnp.int32)
-        steps = jnp.take(jnp.asarray(self.context_fns.steps(self.full_plan)), at)
-        hidden, cache = self.backbone.apply(
-            {"params": params["backbone"]}, ids, at, steps, label, cache
-        )
-        return self.predict(params, hidden), cache
-
-    def step_fn(
-        self, params: dict, label: Int[Array, "B"], scale: float, warp: Callable[[Array], Array]
-    ):
+        plan: plans.Plan,
+        draw: Draw,
+        scale: Callable[[At], Array] | None = None,
+        confidence: float = 0.0,
+        advance: Callable[..., Any] | None = None,
+    ) -> Step:
         """The executor's step (samplers/executor.py): slots, network, guidance, sampling.
 
-        With scale != 1 conditional and unconditional examples run as one batch of 2B, so the cache
-        must have been made for 2B.
+        Args:
+          params: {backbone, head}.
+          label: class of every sample.
+          plan: of the generation.
+          draw: sampling options.
+          scale: guidance of a step; None for no unconditional call. Otherwise conditional and
+            unconditional examples run as one batch of 2B: the cache must have been made for 2B.
+          confidence: see contexts/mask.py.
+          advance: of a tokenizer with scales.
         """
-        guided = scale != 1.0
-        labels = jnp.concatenate([label, jnp.full_like(label, -1)]) if guided else label
+        labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
+        weights = self.head_params(params)
 
-        def step(ids, first, size, cache, key):
-            inputs = self.context_fns.slots(ids, first, size)
-            inputs = jnp.concatenate([inputs, inputs]) if guided else inputs
-            outputs, cache = self.decode_step(params, inputs, first, cache, labels)
-            cond, uncond = jnp.split(outputs, 2) if guided else (outputs, None)
-            return self.head_fns.sample(cond, uncond, key, scale, warp), cache
+        def net(slots, cache):
+            slots = slots if scale is None else slots.twice()
+            hidden, cache = self.network.apply({"params": params["backbone"]}, slots, labels, cache)
+            cond, other = (hidden, None) if scale is None else jnp.split(hidden, 2)
+            return cond, other, cache
 
-        return step
+        def sample(hidden, other, at, key):
+            strength = jnp.ones(()) if scale is None else scale(at)
+            return self.head.sample(weights, hidden, other, key, strength, draw)
+
+        def velocity(hidden, other, at):
+            cond = self.head.velocity(weights, hidden)
+            if other is None:
+                return cond
+            return guidance.cfg(cond, self.head.velocity(weights, other), scale(at))
+
+        calls = Calls(
+            net, sample, velocity, getattr(self.head, "integrate", None), confidence, advance
+        )
+        return self.context.step(plan, calls, self.backbone.prefix)
+
+
+def _ordered(x, order):
+    order = jnp.broadcast_to(order, (x.shape[0], order.shape[1]))
+    return jnp.take_along_axis(x, order if x.ndim == 2 else order[..., None], axis=1)
+
+
+def part(package: ModuleType, section, where: str) -> ModuleType:
+    """The module of `package` that `section.name` names; a component's name is its file.
+
+    Raises:
+      ConfigError: no such module.
+    """
+    check("name" in section, f"{where}.name", None, "the name of a component")
+    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    found = [n for n in names if hasattr(_module(package, n), "make")]
+    check(section.name in found, f"{where}.name", section.name, " | ".join(found))
+    return _module(package, section.name)
+
+
+def _module(package, name):
+    return importlib.import_module(f"{package.__name__}.{name}")
 
 
 def make(section, spec: TokenSpec, num_classes: int, dtype: str = "float32") -> Generator:
@@ -208,5 +265,13 @@ def make(section, spec: TokenSpec, num_classes: int, dtype: str = "float32") -> 
     Raises:
       ConfigError: unknown or missing key, wrong type, or parts that do not fit together.
     """
-    given = dict(spec=spec, num_classes=num_classes, dtype=dtype)
-    return build(Generator, section, "generator", **given)
+    here = "generator"
+    check_keys(section, SECTIONS, here)
+    plan = plans.make(build(plans.PlanConfig, section.plan, f"{here}.plan"), spec)
+    context = part(contexts, section.context, f"{here}.context").make(section.context)
+    kind = part(backbones, section.backbone, f"{here}.backbone")
+    backbone = build(BackboneConfig, section.backbone, f"{here}.backbone", named=True)
+    head = part(heads, section.head, f"{here}.head").make(section.head, spec, backbone.width)
+    rate = section.class_dropout
+    check(isinstance(rate, int | float), f"{here}.class_dropout", rate, "a number")
+    return Generator(spec, num_classes, plan, context, head, backbone, kind, float(rate), dtype)

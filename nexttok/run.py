@@ -19,7 +19,7 @@ from nexttok.config import ConfigError, check
 from nexttok.data.loader import make_loader
 from nexttok.evals import pictures, report, results
 from nexttok.experiment import Experiment
-from nexttok.interop import dinov2
+from nexttok.interop import dinov2, lpips
 from nexttok.mesh import batch_sharding, make_mesh, param_shardings, use_mesh
 from nexttok.rng import stream
 from nexttok.train import Task
@@ -34,15 +34,15 @@ FREE = ("eval", "sample", "mesh")
 def make_task(exp: Experiment, stage: str) -> Task:
     """The trainable of a stage; `frozen` holds what `frozen_for` returns."""
     if stage == "latent":
-        return Task(stage, exp.latent.init, lambda p, f, b, k: exp.latent.loss(p, b, k))
+        return Task(stage, exp.latent.init, lambda p, f, b, k: exp.latent.loss({**p, **f}, b, k))
     if stage == "tokenizer":
         return Task(
             stage, exp.tokenizer.init, lambda p, f, b, k: exp.tokenizer.loss({**p, **f}, b, k)
         )
 
     def loss(params, frozen, batch, key):
-        if "ids" in batch:
-            tokens = evaluate.Tokens(ids=batch["ids"])
+        if "ids" in batch or "values" in batch:
+            tokens = evaluate.Tokens(ids=batch.get("ids"), values=batch.get("values"))
         else:
             tokens = exp.tokenizer.encode(
                 frozen["tokenizer"], batch["image"], stream(key, "posterior")
@@ -52,9 +52,19 @@ def make_task(exp: Experiment, stage: str) -> Task:
     return Task(stage, exp.generator.init, loss)
 
 
+def perceptual_checkpoint(exp: Experiment, stage: str) -> str:
+    """Files of the LPIPS weights that a stage's loss needs; "" for none."""
+    model = {"latent": exp.latent, "tokenizer": exp.tokenizer}.get(stage)
+    return getattr(model, "perceptual_checkpoint", "")
+
+
 def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
-    """Parameters of earlier stages that a stage reads."""
+    """Parameters that a stage reads and does not train: earlier stages', and loaded ones."""
     frozen = {}
+    if perceptual_checkpoint(exp, stage):
+        frozen["perceptual"] = done.get("perceptual") or lpips.load(
+            perceptual_checkpoint(exp, stage)
+        )
     if "latent" in done and stage in ("tokenizer", "generator"):
         frozen["latent"] = done["latent"]
     if exp.features is not None and stage == "tokenizer":
@@ -235,7 +245,9 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
     )
     shown = [draw_reconstructions(test["image"], decoded, workdir)]
     if exp.generator is not None:
-        found["likelihood"] = evaluate.likelihood(models, test["image"], test["label"])
+        likelihood = evaluate.likelihood(models, test["image"], test["label"])
+        if likelihood:
+            found["likelihood"] = likelihood
         classifier = evaluate.judge(exp, test)
         found["samples"], drawn = evaluate.samples(models, test, classifier, stream(key, "samples"))
         shown += draw_samples(exp, drawn, workdir)
@@ -291,7 +303,8 @@ def summary(found: dict) -> str:
     """The final numbers in a few lines."""
     lines = ["tokens   bits    PSNR   SSIM"]
     for row in found["reconstruction"]["prefixes"]:
-        lines.append(f"{row['tokens']:6d} {row['bits']:6.0f} {row['psnr']:7.2f} {row['ssim']:6.3f}")
+        bits = row.get("bits", math.nan)
+        lines.append(f"{row['tokens']:6d} {bits:6.0f} {row['psnr']:7.2f} {row['ssim']:6.3f}")
     if "samples" in found:
         lines.append("tokens   class agreement   Frechet distance")
         for row in found["samples"]["prefixes"]:
@@ -308,18 +321,18 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")
     size = min(exp.eval.batch_size, count)
-    ids = evaluate.batched(models.sample, size, labels, key=stream(key, "ids"))
-    made = ids.shape[1]
+    tokens = evaluate.batched(models.sample, size, labels, key=stream(key, "ids"))
+    made = tokens.shape[1]
     images = {
         n: evaluate.batched(
-            lambda i, k, n=n: models.decode(i, n, k), size, ids, key=stream(key, "decode")
+            lambda i, k, n=n: models.decode(i, n, k), size, tokens, key=stream(key, "decode")
         )
         for n in [n for n in models.lengths if n < made] + [made]
     }
     for _, _, path in draw_samples(exp, {"labels": labels, "images": images}, workdir):
         log.info("wrote %s", path)
     path = os.path.join(workdir, "samples.npz")
-    np.savez_compressed(path, images=images[made], labels=labels, ids=ids)
+    np.savez_compressed(path, images=images[made], labels=labels, tokens=tokens)
     log.info("wrote %s", path)
 
 
@@ -361,6 +374,8 @@ def compile_stage(exp: Experiment, stage: str, mesh) -> dict:
     done = {s: abstract_params(exp, s, mesh) for s in exp.train if s != stage}
     if exp.features is not None:
         done["features"] = jax.eval_shape(exp.features.init, jax.random.key(0))
+    if perceptual_checkpoint(exp, stage):
+        done["perceptual"] = lpips.shapes()
     frozen = frozen_for(exp, stage, done)
     rows = batch_sharding(mesh)
     batch = {
@@ -395,37 +410,45 @@ def cached_loader(exp: Experiment, frozen: dict, workdir: str):
     if not path.is_file():
         tokenize(exp, frozen, path)
     with np.load(path) as saved:
-        ids, labels = saved["ids"], saved["labels"]
+        tokens, labels = {k: saved[k] for k in saved if k != "labels"}, saved["labels"]
 
     def batches(start: int):
-        per_pass = len(ids) // cfg.batch_size
+        per_pass = len(labels) // cfg.batch_size
         check(per_pass >= 1, "cached_passes", exp.config.cached_passes,
               f"enough passes for one batch of {cfg.batch_size}")  # fmt: skip
         for step in range(start, cfg.steps):
             rng = np.random.default_rng((exp.config.seed, step // per_pass))
             at = step % per_pass * cfg.batch_size
-            rows = rng.permutation(len(ids))[at : at + cfg.batch_size]
+            rows = rng.permutation(len(labels))[at : at + cfg.batch_size]
             rows = np.split(rows, jax.process_count())[jax.process_index()]
-            yield {"ids": ids[rows], "label": labels[rows]}
+            yield {k: v[rows] for k, v in tokens.items()} | {"label": labels[rows]}
 
     return batches
 
 
 def tokenize(exp: Experiment, frozen: dict, path: pathlib.Path) -> None:
-    """Writes ids [M, N] and labels [M] of augmented passes over the training data."""
+    """Writes tokens [M, N, ...] and labels [M] of augmented passes over the training data."""
     size = exp.train["generator"].batch_size
     source = evaluate.load_source(exp.data, "train", exp.config.seed)
     count = max(1, exp.config.cached_passes * len(source) // size)
-    encode = jax.jit(lambda p, x: exp.tokenizer.encode(p, x, None).ids)
+    posterior = jax.random.key(exp.config.seed)
+    encode = jax.jit(lambda p, x, k: exp.tokenizer.encode(p, x, k))
     loader = make_loader(exp.data, "train", size, exp.config.seed + 2)
-    ids, labels = [], []
+    spec, made, labels = exp.tokenizer.spec, [], []
+    kept = [
+        name
+        for name, needed in (("ids", spec.vocab), ("values", spec.scales or not spec.vocab))
+        if needed
+    ]
     try:
-        for _ in range(count):
+        for i in range(count):
             batch = next(loader)
-            ids.append(np.asarray(encode(frozen["tokenizer"], batch["image"])))
+            tokens = encode(frozen["tokenizer"], batch["image"], stream(posterior, "posterior", i))
+            made.append({k: np.asarray(getattr(tokens, k)) for k in kept})
             labels.append(batch["label"])
     finally:
         loader.close()
     partial = path.with_suffix(".partial.npz")
-    np.savez(partial, ids=np.concatenate(ids), labels=np.concatenate(labels))
+    joined = {k: np.concatenate([m[k] for m in made]) for k in made[0]}
+    np.savez(partial, **joined, labels=np.concatenate(labels))
     os.replace(partial, path)

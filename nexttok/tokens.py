@@ -27,13 +27,16 @@ class TokenSpec:
       grid: token grid, row-major; (N,) for 1D tokens, (H, W), or (T, H, W).
       vocab: number of ids, 0 when tokens are continuous only.
       channels: width of `Tokens.values`.
-      nested: True when every prefix of the tokens decodes (nested dropout).
+      nested: True when prefixes of the tokens decode: any of 1D tokens trained with nested dropout,
+        whole scales of a pyramid.
+      scales: sides of a coarse-to-fine pyramid whose maps follow each other in (N,); () for others.
     """
 
     grid: tuple[int, ...]
     vocab: int
     channels: int
     nested: bool = False
+    scales: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -42,3 +45,20 @@ class TokenSpec:
         for side in self.grid:
             n *= side
         return n
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Prefix lengths that pictures and tables show; the last is N."""
+        if self.scales:
+            ends, total = [], 0
+            for side in self.scales:
+                total += side * side
+                ends.append(total)
+            return tuple(ends)
+        return prefix_lengths(self.length) if self.nested else (self.length,)
+
+
+def prefix_lengths(length: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `length` itself."""
+    powers = [1 << j for j in range(length.bit_length()) if 1 << j < length]
+    return (*powers, length)

@@ -37,7 +37,8 @@ class Task:
     Attributes:
       name: stage name.
       init: key -> parameters.
-      loss: (params, frozen, batch, key) -> (loss of shape [B, ...], scalar metrics).
+      loss: (params, frozen, batch, key) -> (loss of shape [B, ...], scalar metrics); beside the
+        loader's entries the batch holds "step", int32 [], the number of finished steps.
     """
 
     name: str
@@ -100,7 +101,8 @@ def init_state(task: Task, cfg: StageConfig, seed: int, abstract: TrainState) ->
 def loss_and_grad(task: Task, params, frozen, batch: dict, key: Array, accumulate: int):
     """Mean loss, metrics and gradients over `accumulate` equal micro-batches.
 
-    Micro-batch i draws from fold(key, i), so no two share masks or noise.
+    Micro-batch i draws from fold(key, i), so no two share masks or noise. A scalar entry of the
+    batch (the step) is every micro-batch's.
     """
 
     def scalar(params, part, key):
@@ -111,7 +113,13 @@ def loss_and_grad(task: Task, params, frozen, batch: dict, key: Array, accumulat
     if accumulate == 1:
         (loss, metrics), grads = grad(params, batch, stream(key, 0))
         return loss, metrics, grads
-    parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+    def split(x):
+        if x.ndim == 0:
+            return jnp.broadcast_to(x, (accumulate,))
+        return x.reshape(accumulate, -1, *x.shape[1:])
+
+    parts = jax.tree.map(split, batch)
 
     def add(total, part):
         i, part = part
@@ -132,7 +140,7 @@ def make_step(task: Task, cfg: StageConfig) -> Callable:
     schedule = make_schedule(cfg, f"train.{task.name}")
 
     def step(state: TrainState, frozen: Any, batch: dict) -> tuple[TrainState, dict]:
-        key = stream(state.rng, state.step)
+        key, batch = stream(state.rng, state.step), batch | {"step": state.step}
         loss, metrics, grads = loss_and_grad(task, state.params, frozen, batch, key, cfg.accumulate)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)

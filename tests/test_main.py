@@ -76,7 +76,7 @@ def test_sample_draws_as_many_tokens_as_asked(workdir):
     call(CONFIG, f"--workdir={workdir}", "--mode=sample", "--config.sample.tokens=3",
          "--config.sample.per_class=2", "--config.sample.guidance=3.0", *SMALL)  # fmt: skip
     with np.load(workdir / "samples.npz") as saved:
-        assert saved["ids"].shape == (20, 3)
+        assert saved["tokens"].shape == (20, 3)
         assert saved["images"].shape == (20, 16, 16, 1)
         assert np.isfinite(saved["images"]).all()
 

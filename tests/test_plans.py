@@ -7,10 +7,28 @@ import pytest
 from nexttok import plans
 from nexttok.config import ConfigError
 from nexttok.nn.attention import visible
+from nexttok.steps import Step, runs
+from nexttok.tokens import TokenSpec
 
+
+def planned(name, grid, scales=(), **options):
+    config = plans.PlanConfig(name, *(options.get(k, d) for k, d in DEFAULTS.items()))
+    return plans.make(config, TokenSpec(grid, 8, 2, scales=scales))
+
+
+DEFAULTS = {"block": 0, "steps": 0, "schedule": "", "lead": False}
 PLANS = {
-    "raster_1d": plans.raster((16,)),
-    "raster_2d": plans.raster((4, 5)),
+    "raster_1d": planned("raster", (16,)),
+    "raster_2d": planned("raster", (4, 5)),
+    "scales": planned("scales", (14,), scales=(1, 2, 3)),
+    "rows": planned("rows", (3, 4)),
+    "frames": planned("frames", (2, 2, 3)),
+    "lead": planned("blocks", (2, 4), block=2, lead=True),
+    "cells": planned("cells", (4, 4), block=2),
+    "subsamples": planned("subsamples", (4, 4), block=2),
+    "whole": planned("whole", (4, 4)),
+    "random": planned("random", (4, 4), steps=5, schedule="cosine"),
+    "confidence": planned("confidence", (4, 4), steps=5, schedule="arccos"),
     "blocks": plans.Plan(np.arange(12, dtype=np.int32), (1, 3, 4, 4)),
     "shuffled": plans.Plan(np.random.default_rng(0).permutation(9).astype(np.int32), (2, 2, 5)),
 }
@@ -25,10 +43,15 @@ def test_invariants(plan):
     assert sorted(plan.order) == list(range(plan.length))
     assert sum(plan.sizes) == plan.length
     assert plan.calls == len(plan.sizes)
-    expanded = [size for _, size, count in plan.runs() for _ in range(count)]
-    assert tuple(expanded) == plan.sizes
-    starts = [first for first, _, _ in plan.runs()]
-    assert starts == sorted(starts)
+    for padding in ("none", "bucket", "all"):
+        groups = runs(plan, Step(print, padding), 0)
+        steps = [at for group in groups for at in group]
+        assert tuple(at.count for at in steps) == plan.sizes
+        assert [at.first for at in steps] == [0, *np.cumsum(plan.sizes)[:-1]]
+        assert [at.before for at in steps] == [1, *plan.sizes[:-1]]
+        assert all(at.count <= at.size for at in steps)
+        assert padding != "none" or all(at.count == at.size for at in steps)
+        assert padding != "all" or len(groups) == 1
 
 
 def test_mask_is_the_rule_by_brute_force(plan):
@@ -54,8 +77,23 @@ def test_prefix_cuts_the_last_step(tokens):
 
 
 def test_runs_group_equal_steps():
-    assert PLANS["blocks"].runs() == [(0, 1, 1), (1, 3, 1), (4, 4, 2)]
-    assert PLANS["raster_1d"].runs() == [(0, 1, 16)]
+    def shapes(plan, **options):
+        return [(g[0].first, g[0].size, len(g)) for g in runs(plan, Step(print, **options), 0)]
+
+    assert shapes(PLANS["blocks"]) == [(0, 1, 1), (1, 3, 1), (4, 4, 2)]
+    assert shapes(PLANS["raster_1d"]) == [(0, 1, 16)]
+    assert shapes(PLANS["raster_1d"], alone_first=True) == [(0, 1, 1), (1, 1, 15)]
+    assert shapes(PLANS["blocks"], padding="bucket") == [(0, 1, 1), (1, 4, 3)]
+
+
+def test_given_tokens_come_before_the_first_step():
+    steps = [at for g in runs(PLANS["blocks"], Step(print), 5) for at in g]
+    assert [(at.first, at.count, at.before) for at in steps] == [(5, 3, 6), (8, 4, 3)]
+
+
+def test_cells_and_subsamples_cover_the_grid():
+    assert list(PLANS["cells"].order[:4]) == [0, 1, 4, 5]
+    assert list(PLANS["subsamples"].order[:4]) == [0, 2, 8, 10]
 
 
 def test_bad_plans_are_refused():
@@ -65,5 +103,7 @@ def test_bad_plans_are_refused():
         plans.Plan(np.arange(3, dtype=np.int32), (1, 1))
     with pytest.raises(ConfigError, match=r"sample\.tokens = 17"):
         PLANS["raster_1d"].prefix(17)
-    with pytest.raises(ConfigError, match=r"generator\.plan = 'spiral'.*raster"):
-        plans.make("spiral", (4,))
+    with pytest.raises(ConfigError, match=r"generator\.plan\.name = 'spiral'.*raster"):
+        planned("spiral", (4,))
+    with pytest.raises(ConfigError, match=r"generator\.plan\.block = 3: .* both sides"):
+        planned("cells", (4, 4), block=3)

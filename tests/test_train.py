@@ -164,6 +164,23 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches_with_their_own_no
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_is_told_the_step(accumulate):
+    def loss(params, frozen, batch, key):
+        assert batch["step"].shape == ()
+        late = (batch["step"] >= 2).astype(jnp.float32)
+        return batch["y"] * 0.0 + params["out"]["bias"].sum() * late, {"late": late}
+
+    task = Task("toy", lambda key: {"out": {"bias": jnp.ones(1)}}, loss)
+    cfg = stage(accumulate=accumulate)
+    state = train.init_state(task, cfg, 0, train.abstract_state(task, cfg, one_device()))
+    step, seen = jax.jit(train.make_step(task, cfg)), []
+    for _ in range(4):
+        state, metrics = step(state, {}, {"y": jnp.zeros(4)})
+        seen.append((float(metrics["late"]), float(metrics["gradient_norm"]) > 0))
+    assert seen == [(0.0, False), (0.0, False), (1.0, True), (1.0, True)]
+
+
 @pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2, 1, 1), MeshConfig(-1, 1, 1, 1, 1)])
 def test_sharded_step_equals_the_single_device_step(mesh):
     section = config.tokenizer()

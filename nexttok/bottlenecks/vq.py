@@ -63,3 +63,29 @@ def quantize(
         "commitment": beta * jnp.square(z - stop(code)).mean(),
     }
     return z + stop(code - z), ids, aux
+
+
+def entropy(
+    z: Float[Array, "*n C"],
+    codebook: Float[Array, "V C"],
+    normalize: bool = False,
+    temperature: float = 0.01,
+) -> Float[Array, ""]:
+    """Mean entropy of the soft assignments minus the entropy of their mean, in nats.
+
+    Low when every position is sure of its code and all codes are used alike (Yu et al., "Language
+    Model Beats Diffusion", 2023); assignments are softmax(-distance^2 / temperature).
+    """
+    z, rows = z.astype(jnp.float32).reshape(-1, z.shape[-1]), codebook.astype(jnp.float32)
+    if normalize:
+        z, rows = unit(z), unit(rows)
+    norms = jnp.square(z).sum(-1)[:, None] + jnp.square(rows).sum(-1)[None]
+    log_p = jax.nn.log_softmax((2.0 * z @ rows.T - norms) / temperature)
+    mean = jnp.exp(log_p).mean(0)
+    return (mean * jnp.log(mean + 1e-5)).sum() - (jnp.exp(log_p) * log_p).sum(-1).mean()
+
+
+def perplexity(ids: Int[Array, "*n"], size: int) -> Float[Array, ""]:
+    """exp of the entropy of the codes' shares: `size` when all are used alike, 1 for one code."""
+    share = jnp.zeros(size).at[ids.ravel()].add(1.0 / ids.size)
+    return jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-12))).sum())

@@ -6,36 +6,56 @@
 (LlamaGen, FlexTok AR, D-AR, CM3, GIVT.)
 """
 
-import jax
-import jax.numpy as jnp
+import dataclasses
+
 import numpy as np
 from jaxtyping import Array, Int
 
-from nexttok.config import check
+from nexttok.config import build, check
+from nexttok.contexts import aligned
+from nexttok.contexts.contract import Calls, Lesson, Needs
 from nexttok.plans import Plan
-
-START = -1  # input id of the first slot: the learned start vector
-
-
-def validate(plan: Plan) -> None:
-    """Raises ConfigError unless every step of the plan predicts one token."""
-    one = all(size == 1 for size in plan.sizes)
-    sizes = f"(sizes {plan.sizes[:8]} ...)"
-    allowed = f"block, query or mask, as the plan predicts several tokens in one step {sizes}"
-    check(one, "generator.context", "shift", allowed)
+from nexttok.steps import Step
+from nexttok.tokens import Tokens
 
 
-def inputs(ids: Int[Array, "B N"]) -> Int[Array, "B N"]:
-    """Input ids of all slots from the tokens in generation order: [START, t_0, .., t_{N-2}]."""
-    start = jnp.full((ids.shape[0], 1), START, ids.dtype)
-    return jnp.concatenate([start, ids[:, :-1]], axis=1)
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """`config.generator.context` of name shift."""
+
+    likelihood = True
+
+    def validate(self, plan: Plan) -> None:
+        """Raises ConfigError unless every step of the plan predicts one token."""
+        one = all(size == 1 for size in plan.sizes) and plan.kind != "confidence"
+        sizes = f"(sizes {plan.sizes[:8]} ...)"
+        allowed = f"block, query or mask, as the plan predicts several tokens in one step {sizes}"
+        check(one, "generator.context.name", "shift", allowed)
+
+    def needs(self, plan: Plan) -> Needs:
+        """One slot per token."""
+        return Needs(plan.length, True, False, 0, 0, False)
+
+    def cache_slots(self, plan: Plan, given: int) -> int:
+        """Key-value slots of a generation, without the class prefix."""
+        del given
+        return plan.length
+
+    def source(self, plan: Plan) -> Int[np.ndarray, "N"]:
+        """start, token 0, token 1, ..."""
+        return np.arange(-1, plan.length - 1)
+
+    def lesson(self, plan: Plan, tokens: Tokens, order: Array, prefix: int, rng: Array) -> Lesson:
+        """Teacher forcing; `tokens` are in generation order."""
+        del rng
+        ordered = tokens.values if tokens.ids is None else tokens.ids
+        return aligned.lesson(self.source(plan), plan, ordered, order, prefix)
+
+    def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
+        """One step of decoding."""
+        return aligned.step(self.source(plan), plan, calls, prefix)
 
 
-def slots(ids: Int[Array, "B N"], first: Int[Array, ""], size: int) -> Int[Array, "B s"]:
-    """Input ids of slots first .. first + size - 1 while decoding; `ids` holds what is known."""
-    return jax.lax.dynamic_slice_in_dim(inputs(ids), first, size, axis=1)
-
-
-def steps(plan: Plan) -> Int[np.ndarray, "N"]:
-    """Step id of every slot; visibility is step[key] <= step[query]."""
-    return plan.step_of_slot
+def make(section) -> Shift:
+    """The context of a config section."""
+    return build(Shift, section, "generator.context", named=True)

@@ -1,66 +1,139 @@
-"""Categorical head: a softmax over the vocabulary."""
+"""Head `categorical`: a softmax over the vocabulary."""
 
-from collections.abc import Callable
+import dataclasses
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nexttok.config import check
+from nexttok.config import build, check
 from nexttok.heads import guidance
-from nexttok.nn.linear import Linear
+from nexttok.heads.draw import Draw
+from nexttok.nn.linear import INITS, Linear, scaled
+from nexttok.nn.norms import layer_norm
+from nexttok.nn.transformer import initializer
 from nexttok.tokens import TokenSpec
+
+INIT_NAMES = ("zeros", "normal02", "third")
 
 
 class Logits(nn.Module):
-    """Linear map to float32 logits; zero-initialized, so the first loss is log V."""
+    """Linear map to float32 logits.
+
+    Attributes:
+      vocab: V.
+      bias: of the map.
+      kernel: initializer; zeros (the first loss is log V) | normal02 | third (of VAR, times 0.02).
+      tied: a BERT head instead: dense, GELU, layer norm, then the transposed embedding and a bias.
+    """
 
     vocab: int
+    bias: bool
+    kernel: str
+    tied: bool
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        return Linear(self.vocab, bias=False, init="zeros", name="logits")(
-            hidden.astype(jnp.float32)
-        )
+    def __call__(
+        self, hidden: Float[Array, "B S D"], embedding: Float[Array, "V D"] | None = None
+    ) -> Float[Array, "B S V"]:
+        hidden, width = hidden.astype(jnp.float32), hidden.shape[-1]
+        if not self.tied:
+            init = scaled(initializer("third", width), 0.02)
+            init = init if self.kernel == "third" else INITS[self.kernel]
+            return Linear(self.vocab, self.bias, init, name="logits")(hidden)
+        h = jax.nn.gelu(Linear(width, True, "normal02", name="transform")(hidden))
+        scale = self.param("scale", nn.initializers.ones_init(), (width,))
+        shift = self.param("bias", nn.initializers.zeros_init(), (width,))
+        h = layer_norm(h, 1e-12) * scale[None, None] + shift[None, None]
+        offset = self.param("offset", nn.initializers.zeros_init(), (self.vocab,))
+        return h @ embedding.astype(jnp.float32).T + offset[None, None]
 
 
-def net(spec: TokenSpec) -> Logits:
-    """The head's network.
+@dataclasses.dataclass(frozen=True)
+class Categorical:
+    """`config.generator.head` of name categorical.
+
+    Attributes:
+      vocab, width: of the tokens, of the hidden states.
+      bias, init, tied: see Logits.
+      smoothing: label smoothing e: target e / V + (1 - e) one-hot, in training only.
+    """
+
+    vocab: int
+    width: int
+    bias: bool
+    init: str
+    tied: bool
+    smoothing: float
+    likelihood = True
+
+    def __post_init__(self):
+        allowed = "gmm, diffusion or flow, as these tokens are continuous"
+        check(self.vocab > 0, "generator.head.name", "categorical", allowed)
+        check(self.init in INIT_NAMES, "generator.head.init", self.init, " | ".join(INIT_NAMES))
+        check(0 <= self.smoothing < 1, "generator.head.smoothing", self.smoothing, "0 .. below 1")
+
+    @property
+    def _net(self):
+        return Logits(self.vocab, self.bias, self.init, self.tied)
+
+    def init_params(self, rng: Array) -> dict:
+        """Parameters of the head."""
+        table = jnp.zeros((self.vocab, self.width)) if self.tied else None
+        return self._net.init(rng, jnp.zeros((1, 1, self.width)), table)["params"]
+
+    def outputs(self, params: dict, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Logits; `params` holds "embedding" beside the head's own when it is tied."""
+        own = {k: v for k, v in params.items() if k != "embedding"}
+        return self._net.apply({"params": own}, hidden, params.get("embedding"))
+
+    def loss(
+        self,
+        params: dict,
+        hidden: Float[Array, "B S D"],
+        target: Int[Array, "B S"],
+        rng: Array,
+        train: bool,
+    ) -> tuple[Float[Array, "B S"], dict]:
+        """Cross-entropy in nats per token; metrics {accuracy}."""
+        del rng
+        logits = self.outputs(params, hidden)
+        picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        total = jax.nn.logsumexp(logits, axis=-1)
+        nats = total - picked
+        if train and self.smoothing:
+            nats = (1 - self.smoothing) * nats + self.smoothing * (total - logits.mean(-1))
+        hits = (jnp.argmax(logits, -1) == target).astype(jnp.float32)
+        return nats, {"accuracy": hits.mean()}
+
+    def sample(
+        self,
+        params: dict,
+        cond: Float[Array, "B S D"],
+        uncond: Float[Array, "B S D"] | None,
+        rng: Array,
+        scale: Float[Array, ""],
+        draw: Draw,
+    ) -> tuple[Int[Array, "B S"], Float[Array, "B S"]]:
+        """Draws ids by Gumbel-max from guided, then warped logits.
+
+        Returns:
+          ids and the log-probability of each under what it was drawn from.
+        """
+        logits = self.outputs(params, cond)
+        if uncond is not None:
+            logits = guidance.cfg(logits, self.outputs(params, uncond), scale)
+        logits = draw.warp(logits)
+        ids = jax.random.categorical(rng, logits, axis=-1).astype(jnp.int32)
+        picked = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+        return ids, picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def make(section, spec: TokenSpec, width: int) -> Categorical:
+    """The head of a config section.
 
     Raises:
-      ConfigError: the tokens are continuous.
+      ConfigError: a bad option, or continuous tokens.
     """
-    allowed = "gmm, diffusion or flow, as these tokens are continuous"
-    check(spec.vocab > 0, "generator.head", "categorical", allowed)
-    return Logits(spec.vocab)
-
-
-def loss(
-    logits: Float[Array, "B S V"], target: Int[Array, "B S"]
-) -> tuple[Float[Array, "B S"], dict]:
-    """Cross-entropy in nats per token; metrics {accuracy}."""
-    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(logits, axis=-1) - picked
-    hits = (jnp.argmax(logits, -1) == target).astype(jnp.float32)
-    return nats, {"accuracy": hits.mean()}
-
-
-def sample(
-    cond: Float[Array, "B S V"],
-    uncond: Float[Array, "B S V"] | None,
-    rng: Array,
-    scale: float,
-    warp: Callable[[Array], Array],
-) -> Int[Array, "B S"]:
-    """Draws ids by Gumbel-max.
-
-    Args:
-      cond: conditional logits.
-      uncond: unconditional logits, or None for no guidance.
-      rng: key.
-      scale: guidance u + s(c - u).
-      warp: logits -> logits; temperature and truncation (samplers/logits.py), after guidance.
-    """
-    logits = cond if uncond is None else guidance.cfg(cond, uncond, scale)
-    return jax.random.categorical(rng, warp(logits), axis=-1).astype(jnp.int32)
+    return build(Categorical, section, "generator.head", named=True, vocab=spec.vocab, width=width)

@@ -3,14 +3,20 @@
 Time runs from s = 1 (noise) to s = 0 (data): x_s = s e + (1 - s) x_0, velocity v = e - x_0.
 """
 
+import dataclasses
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from nexttok.config import check
+from nexttok.config import build, check
 from nexttok.heads import guidance
+from nexttok.nn.linear import Linear
+from nexttok.rng import stream
+from nexttok.tokens import TokenSpec
 
 NOISE_SCHEDULES = ("uniform", "mode", "logit_normal")
 SOLVERS = ("euler", "heun")
@@ -126,3 +132,113 @@ def _integrate(field, x, state, steps, solver):
 
     times = jnp.arange(steps, 0, -1, dtype=jnp.float32)
     return jax.lax.scan(step, (x, state), times)[0][0]
+
+
+def reverse_times(steps: int, last: float = 0.04) -> Float[np.ndarray, "T"]:
+    """Times of xAR's reverse SDE: linspace(1, last, steps), then 0."""
+    return np.append(np.linspace(1.0, last, steps), 0.0).astype(np.float32)
+
+
+def reverse_drift(
+    velocity: Float[Array, "B *s"], x: Float[Array, "B *s"], now: Float[Array, ""]
+) -> Float[Array, "B *s"]:
+    """v - s * score of the linear path, where score = -(x + (1 - s) v) / s."""
+    return velocity + x + (1.0 - now) * velocity
+
+
+class Velocity(nn.Module):
+    """Linear map of hidden states to velocities."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S C"]:
+        return Linear(self.channels, name="velocity")(hidden).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """`config.generator.head` of name flow: the whole network is the velocity (context noise).
+
+    Attributes:
+      channels, hidden: of the tokens, of the hidden states.
+      steps: solver steps per entity.
+      solver: sde (Euler-Maruyama with diffusion 2 s; the last interval has no noise) | euler.
+    """
+
+    channels: int
+    hidden: int
+    steps: int
+    solver: str
+
+    def __post_init__(self):
+        allowed = "categorical, as these tokens are discrete"
+        check(self.channels > 0, "generator.head.name", "flow", allowed)
+        solvers = ("sde", "euler")
+        check(self.solver in solvers, "generator.head.solver", self.solver, " | ".join(solvers))
+        check(self.steps >= 2, "generator.head.steps", self.steps, "at least 2")
+
+    def init_params(self, rng: Array) -> dict:
+        """Parameters of the output layer."""
+        return Velocity(self.channels).init(rng, jnp.zeros((1, 1, self.hidden)))["params"]
+
+    def velocity(self, params: dict, hidden: Float[Array, "B S D"]) -> Float[Array, "B S C"]:
+        """e - x_0, predicted."""
+        return Velocity(self.channels).apply({"params": params}, hidden)
+
+    def integrate(
+        self,
+        first: Float[Array, "B S C"],
+        velocity: Callable[[Array, Array], Array],
+        noise: Float[Array, "B S C"],
+        rng: Array,
+    ) -> Float[Array, "B S C"]:
+        """From noise at s = 1 to a token at s = 0 in `steps` network calls.
+
+        Args:
+          first: velocity at s = 1, which the caller has computed.
+          velocity: (x, s []) -> velocity.
+          noise: x at s = 1.
+          rng: key of the SDE's fresh noise.
+        """
+        times = reverse_times(self.steps)
+        if self.solver == "euler":
+            times = np.linspace(1.0, 0.0, self.steps + 1).astype(np.float32)
+
+        def move(x, v, index, now, after):
+            if self.solver == "euler":
+                return x + v * (after - now)
+            fresh = jax.random.normal(stream(rng, "solver", index), x.shape)
+            spread = jnp.where(after > 0, jnp.sqrt(2.0 * now * (now - after)), 0.0)
+            return x + reverse_drift(v, x, now) * (after - now) + spread * fresh
+
+        def step(x, row):
+            index, now, after = row
+            return move(x, velocity(x, now), index, now, after), None
+
+        now, after = jnp.asarray(times[:-1]), jnp.asarray(times[1:])
+        x = move(noise, first, 0, now[0], after[0])
+        rows = (jnp.arange(1, self.steps, dtype=jnp.int32), now[1:], after[1:])
+        return jax.lax.scan(step, x, rows)[0]
+
+    def loss(
+        self,
+        params: dict,
+        hidden: Float[Array, "B S D"],
+        target: Float[Array, "B S C"],
+        rng: Array,
+        train: bool,
+    ) -> tuple[Float[Array, "B S"], dict]:
+        """Mean squared error per token to the true velocity `target`."""
+        del rng, train
+        return jnp.square(self.velocity(params, hidden) - target).mean(-1), {}
+
+
+def make(section, spec: TokenSpec, width: int) -> Flow:
+    """The head of a config section.
+
+    Raises:
+      ConfigError: a bad option, or discrete tokens.
+    """
+    channels = 0 if spec.vocab else spec.channels
+    return build(Flow, section, "generator.head", named=True, channels=channels, hidden=width)

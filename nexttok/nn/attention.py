@@ -4,6 +4,9 @@ One rule gives every mask of the library: slot k is visible to slot q when step[
 Causal, bidirectional, prefix and block-causal attention differ in the steps alone.
 """
 
+import math
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -11,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.nn.linear import Linear
-from nexttok.nn.norms import Norm
+from nexttok.nn.norms import Norm, unit
 from nexttok.nn.positions import rotate
 
 UNFILLED = jnp.iinfo(jnp.int32).max  # step of a cache slot that holds nothing: visible to nobody
@@ -98,21 +101,24 @@ class Attention(nn.Module):
 
     Attributes:
       width, head_dim: heads = width / head_dim.
-      bias: biases of the four projections.
-      qk_norm: none | layer | rms, per head; `qk_affine` learns its scale.
+      bias: biases of the four projections; `key_bias` False leaves the keys without one.
+      qk_norm: none | layer | rms | l2, per head; `qk_affine` learns its scale. With l2 the scores
+        are cosines times a learned temperature per head, at most 100 (VAR).
       scale: of the scores; 0 for 1/sqrt(head_dim).
       dropout: on the output projection.
-      init: of the projections.
+      init: of the projections; `proj_init` of the output projection, None for the same.
     """
 
     width: int
     head_dim: int
     bias: bool = False
+    key_bias: bool = True
     qk_norm: str = "none"
     qk_affine: bool = False
     scale: float = 0.0
     dropout: float = 0.0
-    init: str = "xavier"
+    init: str | Callable = "xavier"
+    proj_init: str | Callable | None = None
     dtype: str = "float32"
 
     @nn.compact
@@ -120,7 +126,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B S D"],
         steps: Int[Array, "S"] | Int[Array, "B S"] | None = None,
-        angles: Float[Array, "S half"] | None = None,
+        rotary: Float[Array, "S half 2"] | Float[Array, "B S half 2"] | None = None,
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
         cache: LayerCache | None = None,
@@ -134,15 +140,24 @@ class Attention(nn.Module):
         heads = self.width // self.head_dim
         source = x if context is None else context
 
-        def project(name, inputs):
-            y = Linear(self.width, self.bias, self.init, self.dtype, name=name)(inputs)
+        scale = self.scale or self.head_dim**-0.5
+
+        def project(name, inputs, bias):
+            y = Linear(self.width, bias, self.init, self.dtype, name=name)(inputs)
             return y.reshape(*y.shape[:-1], heads, self.head_dim)
 
-        q, k, v = project("wq", x), project("wk", source), project("wv", source)
-        q = Norm(self.qk_norm, self.qk_affine, name="q_norm")(q)
-        k = Norm(self.qk_norm, self.qk_affine, name="k_norm")(k)
-        if angles is not None and context is None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        q = project("wq", x, self.bias)
+        k = project("wk", source, self.bias and self.key_bias)
+        v = project("wv", source, self.bias)
+        if self.qk_norm == "l2":
+            warmth = self.param("scale", nn.initializers.constant(math.log(4.0)), (heads,))
+            warmth = jnp.exp(jnp.minimum(warmth, math.log(100.0))).reshape(1, 1, -1, 1)
+            q, k, scale = unit(q) * warmth.astype(q.dtype), unit(k), 1.0
+        else:
+            q = Norm(self.qk_norm, self.qk_affine, name="q_norm")(q)
+            k = Norm(self.qk_norm, self.qk_affine, name="k_norm")(k)
+        if rotary is not None and context is None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         if context is not None:
             mask = None
             if context_mask is not None:
@@ -152,8 +167,9 @@ class Attention(nn.Module):
             k, v, mask = cache.keys, cache.values, visible(steps, cache.steps)
         else:
             mask = None if steps is None else visible(steps, steps)
-        y = attend(q, k.astype(q.dtype), v.astype(q.dtype), mask, self.scale or self.head_dim**-0.5)
-        y = Linear(self.width, self.bias, self.init, self.dtype, name="proj")(
+        y = attend(q, k.astype(q.dtype), v.astype(q.dtype), mask, scale)
+        init = self.init if self.proj_init is None else self.proj_init
+        y = Linear(self.width, self.bias, init, self.dtype, name="proj")(
             y.reshape(*x.shape[:2], self.width)
         )
         return nn.Dropout(self.dropout, deterministic=not train)(y), cache

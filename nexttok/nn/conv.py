@@ -4,6 +4,7 @@ NHWC throughout. 1 x 1 convolutions are Linear layers; GroupNorm is one fused sc
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,9 @@ class ConvConfig:
       blocks: residual blocks per level (the decoder has one more).
       attention: levels with attention after each block; the middle always has it.
       groups: of GroupNorm.
+      z_channels: between a network and its quantization convolution; 0 for the latent's own.
+      quant_kernel: side of the two quantization convolutions, 1 (linear layers) or 3.
+      where: config section that errors name.
     """
 
     width: int
@@ -33,18 +37,24 @@ class ConvConfig:
     attention: tuple[int, ...] = ()
     groups: int = 32
     dtype: str = "float32"
+    z_channels: int = 0
+    quant_kernel: int = 1
+    where: str = "latent"
 
     def __post_init__(self):
+        where = self.where
         for name in ("width", "blocks", "groups"):
-            check(getattr(self, name) >= 1, f"latent.{name}", getattr(self, name), "at least 1")
+            check(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "at least 1")
         levels, fits = len(self.multipliers), all(m >= 1 for m in self.multipliers)
-        check(levels > 0 and fits, "latent.multipliers", self.multipliers,
+        check(levels > 0 and fits, f"{where}.multipliers", self.multipliers,
               "one number of at least 1 per level")  # fmt: skip
-        check(all(0 <= i < levels for i in self.attention), "latent.attention", self.attention,
+        check(all(0 <= i < levels for i in self.attention), f"{where}.attention", self.attention,
               f"levels 0 .. {levels - 1}")  # fmt: skip
         for m in (1, *self.multipliers):
             fits = self.width * m % self.groups == 0
-            check(fits, "latent.groups", self.groups, f"a divisor of {self.width * m} channels")
+            check(fits, f"{where}.groups", self.groups, f"a divisor of {self.width * m} channels")
+        check(self.z_channels >= 0, f"{where}.z_channels", self.z_channels, "at least 0")
+        check(self.quant_kernel in (1, 3), f"{where}.quant_kernel", self.quant_kernel, "1 | 3")
 
     @property
     def stride(self) -> int:
@@ -53,22 +63,38 @@ class ConvConfig:
 
 
 class Conv(nn.Module):
-    """3 x 3 convolution; stride 2 pads right and bottom by one, as the reference does."""
+    """Square convolution.
+
+    Attributes:
+      features: output channels.
+      stride: of the window.
+      side: of the kernel.
+      pad: pixels before and after, along both axes; None pads by one, at stride 2 right and
+        bottom only, as the reference does.
+      bias: whether there is one.
+      kernel_init: initializer of the kernel; the bias starts at zero.
+    """
 
     features: int
     stride: int = 1
     dtype: str = "float32"
+    side: int = 3
+    pad: tuple[int, int] | None = None
+    bias: bool = True
+    kernel_init: Callable = INITS["xavier"]
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", INITS["xavier"], shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        pad = ((1, 1), (1, 1)) if self.stride == 1 else ((0, 1), (0, 1))
+        shape = (self.side, self.side, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        pad = self.pad or ((1, 1) if self.stride == 1 else (0, 1))
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel, (self.stride,) * 2, pad,
+            x.astype(self.dtype), kernel, (self.stride,) * 2, (pad, pad),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
+        if not self.bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
 
 
@@ -160,6 +186,13 @@ class Middle(nn.Module):
         return ResBlock(x.shape[-1], self.config, name="res1")(x)
 
 
+def _quantization(config: ConvConfig, channels: int) -> nn.Module:
+    """The convolution on a network's side of the latents, in float32."""
+    if config.quant_kernel == 1:
+        return Linear(channels, name="out")
+    return Conv(channels, name="conv_quant")
+
+
 class Encoder(nn.Module):
     """Pictures [B, H, W, C] -> [B, H / stride, W / stride, channels]."""
 
@@ -176,8 +209,8 @@ class Encoder(nn.Module):
                 x = Conv(c.width * m, 2, c.dtype, name=f"conv_down{i}")(x)
         x = Middle(c, name="middle")(x)
         x = jax.nn.silu(GroupNorm(c.groups, name="norm")(x))
-        x = Conv(self.channels, dtype=c.dtype, name="conv_out")(x)
-        return Linear(self.channels, name="out")(x)
+        x = Conv(c.z_channels or self.channels, dtype=c.dtype, name="conv_out")(x)
+        return _quantization(c, self.channels)(x)
 
 
 class Decoder(nn.Module):
@@ -189,7 +222,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
         c = self.config
-        x = Linear(z.shape[-1], name="out")(z)
+        x = _quantization(c, c.z_channels or z.shape[-1])(z)
         x = Conv(c.width * c.multipliers[-1], dtype=c.dtype, name="conv_in")(x)
         x = Middle(c, name="middle")(x)
         for i in reversed(range(len(c.multipliers))):

@@ -1,5 +1,7 @@
 """The dense layer every network uses."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,6 +13,13 @@ INITS = {
 }
 
 
+def scaled(init: Callable, gain) -> Callable:
+    """An initializer whose draws are multiplied by `gain`, a number or a row [features]."""
+    gain = jnp.asarray(gain, jnp.float32)
+    gain = gain[None] if gain.ndim else gain
+    return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype) * gain.astype(dtype)
+
+
 class Linear(nn.Module):
     """y = x W + b over the last axis.
 
@@ -20,19 +29,20 @@ class Linear(nn.Module):
     Attributes:
       features: output width.
       bias: whether b exists.
-      init: xavier | normal02 | zeros, of W; b starts at zero.
+      init: xavier | normal02 | zeros, or an initializer, of W; b starts at zero.
       dtype: compute dtype; parameters are float32.
     """
 
     features: int
     bias: bool = True
-    init: str = "xavier"
+    init: str | Callable = "xavier"
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         rows, width = x.shape[:-1], x.shape[-1]
-        kernel = self.param("kernel", INITS[self.init], (width, self.features))
+        init = INITS[self.init] if isinstance(self.init, str) else self.init
+        kernel = self.param("kernel", init, (width, self.features))
         y = x.reshape(-1, width).astype(self.dtype) @ kernel.astype(self.dtype)
         if self.bias:
             offset = self.param("bias", nn.initializers.zeros_init(), (self.features,))

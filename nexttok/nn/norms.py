@@ -23,18 +23,26 @@ def rms_norm(x: Float[Array, "*n d"], eps: float = 1e-6) -> Float[Array, "*n d"]
     return y.astype(x.dtype)
 
 
+def unit(x: Float[Array, "*n d"], eps: float = 1e-12) -> Float[Array, "*n d"]:
+    """x / max(|x|, eps)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.maximum(jnp.square(y).sum(-1, keepdims=True), eps**2))
+    return y.astype(x.dtype)
+
+
 class Norm(nn.Module):
     """A normalization by name.
 
     Attributes:
       kind: layer | rms | none.
-      affine: learn a scale (and, for layer, a bias).
+      affine: learn a scale (and, for layer, a bias unless `bias` is False).
       eps: added to the variance.
     """
 
     kind: str = "layer"
     affine: bool = False
     eps: float = 1e-5
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
@@ -47,7 +55,7 @@ class Norm(nn.Module):
             return y
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         y = y * jnp.broadcast_to(scale.astype(y.dtype), y.shape)
-        if self.kind == "layer":
+        if self.kind == "layer" and self.bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
             y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
         return y

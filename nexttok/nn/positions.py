@@ -51,18 +51,29 @@ def rope_angles(
     return (positions[..., None] * omega).reshape(len(positions), -1).astype(np.float32)
 
 
+def rope_table(
+    positions: Int[np.ndarray, "N axes"], head_dim: int, base: float = 1e4
+) -> Float[np.ndarray, "N half 2"]:
+    """(cos, sin) of `rope_angles`: what `rotate` takes."""
+    angles = rope_angles(positions, head_dim, base)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
 def rotate(
-    x: Float[Array, "B S H d"], angles: Float[Array, "S half"], interleaved: bool = True
+    x: Float[Array, "B S H d"],
+    rotary: Float[Array, "S half 2"] | Float[Array, "B S half 2"],
+    interleaved: bool = True,
 ) -> Float[Array, "B S H d"]:
-    """Rotates channel pairs of x by `angles` (Su et al., RoFormer, 2021).
+    """Rotates channel pairs of x (Su et al., RoFormer, 2021).
 
     Args:
       x: queries or keys.
-      angles: one angle per slot and pair.
+      rotary: (cos, sin) per slot and pair; zeros make the vector zero, as LlamaGen does for slots
+        without a position.
       interleaved: pairs are channels (2i, 2i+1); otherwise (i, i + d/2).
     """
-    cos = jnp.cos(angles)[None, :, None, :].astype(x.dtype)
-    sin = jnp.sin(angles)[None, :, None, :].astype(x.dtype)
+    rotary = rotary[None] if rotary.ndim == 3 else rotary
+    cos, sin = rotary[:, :, None, :, 0].astype(x.dtype), rotary[:, :, None, :, 1].astype(x.dtype)
     half = x.shape[-1] // 2
     if interleaved:
         pairs = x.reshape(*x.shape[:-1], half, 2)

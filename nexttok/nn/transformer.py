@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.mesh import constrain
 from nexttok.nn.attention import Attention, Cache, LayerCache
-from nexttok.nn.linear import Linear
+from nexttok.nn.linear import INITS, Linear, scaled
 from nexttok.nn.norms import Norm
 
 ACTIVATIONS = {
@@ -30,14 +31,21 @@ class TransformerConfig:
       mlp_hidden: hidden width of the MLP (of each branch, when gated).
       gated: fc2(act(fc1 x) * fc3 x) instead of fc2(act(fc1 x)).
       activation: gelu | gelu_tanh | silu.
-      norm: layer | rms, before attention and MLP; `norm_affine` learns its scale.
-      qk_norm: none | layer | rms on queries and keys per head.
+      norm: layer | rms, before attention and MLP; `norm_affine` learns its scale, `norm_bias` its
+        bias; `post_norm` puts it after the residual sum, as BERT does.
+      qk_norm: none | layer | rms | l2 on queries and keys per head (see nn/attention.py).
       score_scale: of attention scores; 0 for 1/sqrt(head_dim).
-      bias: biases of attention and MLP.
-      adaln: number of adaLN-zero modulation sets, one per segment of the sequence; 0 for none.
+      bias: of attention (`key_bias` False: not of its keys); mlp_bias: of the MLP.
+      adaln: number of adaLN modulation sets computed from a condition [B, D], one per segment of
+        the sequence; 1 with a condition per segment [B, G, D]; 0 for none.
+      adaln_gain: what the initializer of (gates, shifts and scales) is multiplied by; zeros for
+        adaLN-zero.
+      adaln_shared: the condition is the modulation itself, [B, 1, 6 D], shared by all layers, to
+        which a layer adds its own table.
       cross: add cross-attention to a context after self-attention.
       dropout: on attention and MLP outputs; drop_path: stochastic depth, linear over layers.
-      init: xavier | normal02.
+      init: xavier | normal02 | third (truncated normal of variance 1 / (3 width)).
+      depth_scaled: output layers of attention and MLP start smaller by sqrt(2 depth).
       remat: rematerialize each block in the backward pass; unroll: blocks per scan iteration.
     """
 
@@ -49,17 +57,56 @@ class TransformerConfig:
     activation: str = "gelu_tanh"
     norm: str = "layer"
     norm_affine: bool = False
+    norm_bias: bool = True
+    norm_eps: float = 1e-5
+    post_norm: bool = False
     qk_norm: str = "none"
     score_scale: float = 0.0
     bias: bool = False
+    key_bias: bool = True
+    mlp_bias: bool = False
     adaln: int = 0
+    adaln_gain: tuple[float, ...] = (0.0, 0.0)
+    adaln_shared: bool = False
     cross: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
     init: str = "xavier"
+    depth_scaled: bool = False
     remat: bool = False
     unroll: int = 1
     dtype: str = "float32"
+
+    @property
+    def initializer(self) -> Callable:
+        """Of every linear layer."""
+        return initializer(self.init, self.width)
+
+    @property
+    def output_initializer(self) -> Callable:
+        """Of the output layers of attention and MLP."""
+        gain = (2 * self.depth) ** -0.5 if self.depth_scaled else 1.0
+        return scaled(self.initializer, gain)
+
+    @property
+    def adaln_initializer(self) -> Callable:
+        """Of the layer that makes (two gates, then shift, scale, shift, scale)."""
+        gates, rest = self.adaln_gain
+        if gates == rest == 0:
+            return INITS["zeros"]
+        row = np.repeat([gates, rest], [2 * self.width, 4 * self.width])
+        return scaled(self.initializer, np.tile(row, self.adaln))
+
+    def norm_layer(self, name: str) -> Norm:
+        """The normalization of this transformer."""
+        return Norm(self.norm, self.norm_affine, self.norm_eps, self.norm_bias, name=name)
+
+
+def initializer(name: str, width: int) -> Callable:
+    """xavier | normal02 | zeros | third (truncated normal of variance 1 / (3 width), as VAR)."""
+    if name == "third":
+        return nn.initializers.truncated_normal((3 * width) ** -0.5)
+    return INITS[name]
 
 
 def per_slot(mods: Float[Array, "B G M"], lengths: tuple[int, ...]) -> Float[Array, "B S M"]:
@@ -83,24 +130,24 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], train: bool = False) -> Float[Array, "B S D"]:
         c = self.config
-        dense = functools.partial(Linear, bias=c.bias, init=c.init, dtype=c.dtype)
+        dense = functools.partial(Linear, bias=c.mlp_bias, init=c.initializer, dtype=c.dtype)
         h = ACTIVATIONS[c.activation](dense(c.mlp_hidden, name="fc1")(x))
         if c.gated:
             h = h * dense(c.mlp_hidden, name="fc3")(x)
         h = constrain(h, "batch", "sequence", "mlp")
-        h = dense(c.width, name="fc2")(h)
+        h = dense(c.width, init=c.output_initializer, name="fc2")(h)
         return nn.Dropout(c.dropout, deterministic=not train)(h)
 
 
 class Block(nn.Module):
-    """Pre-norm block: self-attention, optional cross-attention, MLP; optional adaLN-zero."""
+    """Self-attention, optional cross-attention, MLP, with their norms; optional adaLN."""
 
     config: TransformerConfig
     segments: tuple[int, ...] = ()
     train: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer, shared, steps, angles, cond, context, context_mask):
+    def __call__(self, carry, layer, shared, steps, rotary, cond, context, context_mask):
         x, tapped, tap = carry
         train = self.train
         index, rate, memory = layer
@@ -114,31 +161,41 @@ class Block(nn.Module):
 
         def attention(name):
             return Attention(
-                c.width, c.head_dim, c.bias, c.qk_norm, False, c.score_scale, c.dropout, c.init,
-                c.dtype, name=name,
+                c.width, c.head_dim, c.bias, c.key_bias, c.qk_norm, False, c.score_scale, c.dropout,
+                c.initializer, c.output_initializer, c.dtype, name=name,
             )  # fmt: skip
 
         gates = shifts = scales = (None, None)
         if c.adaln:
-            mods = Linear(c.adaln * 6 * c.width, True, "zeros", c.dtype, name="adaln")(
-                jax.nn.silu(cond)
-            ).reshape(x.shape[0], c.adaln, 6 * c.width)
+            if c.adaln_shared:
+                own = self.param(
+                    "modulation", nn.initializers.normal(c.width**-0.5), (6 * c.width,)
+                )
+                mods = cond + own.astype(cond.dtype)[None, None]
+            else:
+                mods = Linear(
+                    c.adaln * 6 * c.width, True, c.adaln_initializer, c.dtype, name="adaln"
+                )(jax.nn.silu(cond)).reshape(x.shape[0], -1, 6 * c.width)
             six = jnp.split(per_slot(mods, self.segments), 6, axis=-1)
             gates, shifts, scales = six[0:2], (six[2], six[4]), (six[3], six[5])
 
         def normed(name, i):
-            h = Norm(c.norm, c.norm_affine, name=name)(x)
+            if c.post_norm:
+                return x
+            h = c.norm_layer(name)(x)
             return h if scales[i] is None else h * (1.0 + scales[i]) + shifts[i]
 
         h, cache = attention("attn")(
-            normed("norm1", 0), steps=steps, angles=angles, cache=cache, train=train
+            normed("norm1", 0), steps=steps, rotary=rotary, cache=cache, train=train
         )
         x = residual(x, h, gates[0])
+        x = c.norm_layer("norm1")(x) if c.post_norm else x
         if c.cross:
-            h = Norm(c.norm, c.norm_affine, name="norm_cross")(x)
+            h = c.norm_layer("norm_cross")(x)
             h, _ = attention("cross")(h, context=context, context_mask=context_mask, train=train)
             x = residual(x, h, None)
         x = residual(x, Mlp(c, name="mlp")(normed("norm2", 1), train), gates[1])
+        x = c.norm_layer("norm2")(x) if c.post_norm else x
         x = constrain(x, "batch", "sequence", None)
         if tapped is not None:
             tapped = jnp.where(index == tap, x, tapped)
@@ -161,8 +218,8 @@ class Transformer(nn.Module):
         self,
         x: Float[Array, "B S D"],
         steps: Int[Array, "S"] | Int[Array, "B S"] | None = None,
-        angles: Float[Array, "S half"] | None = None,
-        cond: Float[Array, "B D"] | None = None,
+        rotary: Float[Array, "S half 2"] | Float[Array, "B S half 2"] | None = None,
+        cond: Float[Array, "B D"] | Float[Array, "B G E"] | None = None,
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
         cache: Cache | None = None,
@@ -174,8 +231,8 @@ class Transformer(nn.Module):
         Args:
           x: slot embeddings.
           steps: step ids of the slots (see nn/attention.py); None when all see all.
-          angles: rotary angles of the slots.
-          cond: conditioning vector of adaLN.
+          rotary: (cos, sin) of the slots (see nn/positions.py).
+          cond: condition of adaLN, one vector or one per segment.
           context, context_mask: what cross-attention reads.
           cache: slots processed before; its leaves lead with the layer axis.
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
@@ -204,7 +261,7 @@ class Transformer(nn.Module):
             memory, shared = (cache.keys, cache.values), (cache.add_steps(steps), cache.cursor)
         indices = jnp.arange(c.depth, dtype=jnp.int32)
         (x, tapped, _), memory = layers(
-            carry, (indices, rates, memory), shared, steps, angles, cond, context, context_mask
+            carry, (indices, rates, memory), shared, steps, rotary, cond, context, context_mask
         )
         if cache is not None:
             cache = Cache(*memory, shared[0], cache.cursor + x.shape[1])

@@ -1,48 +1,73 @@
 """The executor: one loop that generates with any plan.
 
-It is handed a step function and knows nothing of models. Consecutive steps of equal size run in one
-lax.scan; runs of different sizes are unrolled.
+It is handed a step function and knows nothing of models. Consecutive steps of one shape run in one
+lax.scan; runs of different shapes are unrolled.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from nexttok.plans import Plan
 from nexttok.rng import stream
-
-# (tokens so far [B, N] in generation order, first slot, size, state, key) -> (new [B, size], state)
-StepFn = Callable[[Array, Array, int, Any, Array], tuple[Array, Any]]
+from nexttok.steps import Step, runs
 
 
 def generate(
-    step_fn: StepFn, plan: Plan, batch: int, state: Any, rng: Array
-) -> tuple[Int[Array, "B N"], dict]:
+    step: Step,
+    plan: Plan,
+    blank: Int[Array, "B N"] | Float[Array, "B N C"],
+    state: Any,
+    rng: Array,
+    order: Int[Array, "B N"] | None = None,
+    given: int = 0,
+) -> tuple[Array, dict]:
     """Generates the tokens of a plan.
 
     Args:
-      step_fn: predicts `size` tokens of the order from slot `first` on; `state` is its cache.
+      step: see Step.
       plan: N tokens (a prefix plan generates a prefix).
-      batch: B.
-      state: initial cache, any pytree.
+      blank: tokens by index; only the given ones are read.
+      state: initial state of the step, any pytree.
       rng: key; step k uses fold(rng, first slot of step k), so a prefix of the steps generates a
         prefix of the tokens.
+      order: order per sample; None for the plan's.
+      given: how many tokens of the order are known beforehand, as `blank` has them.
 
     Returns:
-      ids int32 [B, N] by token index, and stats {"network_calls": number of steps}.
+      Tokens [B, N, ...] by index, and stats {"steps": number of steps}.
     """
-    ids = jnp.zeros((batch, plan.length), jnp.int32)
-    for first, size, count in plan.runs():
+    batch, n = blank.shape[:2]
+    if order is None:
+        order = jnp.broadcast_to(jnp.asarray(plan.order)[None], (batch, n))
+    groups = runs(plan, step, given)
+    room = max((group[0].size for group in groups), default=0)
+    tokens = _take(blank, order)
+    # steps write `size` tokens, padding included: what is beyond is overwritten by the next step
+    tokens = jnp.concatenate(
+        [tokens, jnp.zeros_like(tokens, shape=(batch, room, *tokens.shape[2:]))], 1
+    )
 
-        def step(carry, i, first=first, size=size):
-            ids, state = carry
-            at = first + i * size
-            new, state = step_fn(ids, at, size, state, stream(rng, "sample", at))
-            return (jax.lax.dynamic_update_slice_in_dim(ids, new, at, axis=1), state), None
+    def advance(carry, at):
+        tokens, order, state = carry
+        new, order, state = step.run(tokens, order, at, state, stream(rng, "sample", at.first))
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new, at.first, axis=1)
+        return (tokens, order, state), None
 
-        (ids, state), _ = jax.lax.scan(step, (ids, state), jnp.arange(count, dtype=jnp.int32))
-    inverse = jnp.argsort(jnp.asarray(plan.order))
-    return jnp.take(ids, inverse, axis=1), {"network_calls": plan.calls}
+    carry = (tokens, order, state)
+    for group in groups:
+        if len(group) == 1:
+            carry, _ = advance(carry, group[0])
+            continue
+        steps = jax.tree.map(lambda *v: jnp.asarray(v, jnp.int32), *group)
+        carry, _ = jax.lax.scan(advance, carry, steps)
+    tokens, order, _ = carry
+    return _take(tokens[:, :n], jnp.argsort(order, axis=1)), {"steps": sum(map(len, groups))}
+
+
+def _take(tokens, order):
+    """tokens[b, order[b]]."""
+    index = order if tokens.ndim == 2 else order[..., None]
+    return jnp.take_along_axis(tokens, index, axis=1)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from nexttok.config import check
+from nexttok.tokens import prefix_lengths
 
 MODES = ("uniform", "pow2", "uniform_pow2")
 
@@ -15,12 +16,6 @@ def validate(mode: str, length: int, where: str) -> None:
     check(mode in MODES, where, mode, " | ".join(MODES))
     power = length & (length - 1) == 0
     check(mode == "uniform" or power, where, mode, f"uniform, as {length} is no power of two")
-
-
-def prefix_lengths(length: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and `length` itself: the prefixes that pictures and tables show."""
-    powers = [1 << j for j in range(length.bit_length()) if 1 << j < length]
-    return (*powers, length)
 
 
 def sample_keep(key: Array, batch: int, length: int, mode: str) -> Int[Array, "B"]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from nexttok.bottlenecks import fsq, kl, vq
 from nexttok.config import ConfigError
@@ -113,6 +114,24 @@ def test_vq_losses_and_their_gradients():
     grad_e = jax.grad(lambda e: vq.quantize(z, e)[2]["commitment"])(CODEBOOK)
     assert float(jnp.abs(grad_z).max()) == 0.0
     assert float(jnp.abs(grad_e).max()) == 0.0
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_vq_entropy_is_its_definition(normalize):
+    z = 0.3 * jax.random.normal(jax.random.key(6), (7, 3, 4))
+    a, rows = np.asarray(z, np.float64).reshape(21, 4), np.asarray(CODEBOOK, np.float64)
+    if normalize:
+        a, rows = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, rows))
+    p = softmax(-np.square(a[:, None] - rows[None]).sum(-1) / 0.5, axis=-1)
+    expected = -(p * np.log(p)).sum(-1).mean() + (p.mean(0) * np.log(p.mean(0) + 1e-5)).sum()
+    got = float(vq.entropy(z, CODEBOOK, normalize, temperature=0.5))
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_vq_perplexity_counts_the_codes_in_use():
+    assert float(vq.perplexity(jnp.arange(16).reshape(4, 4), 16)) == pytest.approx(16, rel=1e-5)
+    assert float(vq.perplexity(jnp.zeros((5, 2), jnp.int32), 16)) == pytest.approx(1, rel=1e-5)
+    assert float(vq.perplexity(jnp.asarray([3, 3, 9, 9]), 16)) == pytest.approx(2, rel=1e-5)
 
 
 def test_kl_closed_form():

@@ -13,6 +13,7 @@ from nexttok.nn.norms import Norm
 from nexttok.nn.positions import (
     grid_positions,
     rope_angles,
+    rope_table,
     rotate,
     sincos_table,
     time_features,
@@ -59,11 +60,11 @@ CONFIGS = {
 def test_block_causal_by_gradient_and_cache_equals_full(name):
     config = dataclasses.replace(BASE, **CONFIGS[name])
     steps = jnp.asarray([0, 1, 1, 2, 2, 2], jnp.int32)
-    angles = jnp.asarray(rope_angles(grid_positions((6,)), 8))
-    model, variables = build(config, steps=steps, angles=angles)
+    rotary = jnp.asarray(rope_table(grid_positions((6,)), 8))
+    model, variables = build(config, steps=steps, rotary=rotary)
 
     def forward(x):
-        return model.apply(variables, x, steps=steps, angles=angles)[0]
+        return model.apply(variables, x, steps=steps, rotary=rotary)[0]
 
     full = forward(X)
     influence = np.abs(np.asarray(jax.jacobian(forward)(X)))[0, :, :, 0].max((1, 3))
@@ -78,7 +79,7 @@ def test_block_causal_by_gradient_and_cache_equals_full(name):
             variables,
             X[:, start:end],
             steps=steps[start:end],
-            angles=angles[start:end],
+            rotary=rotary[start:end],
             cache=cache,
         )
         parts.append(out)
@@ -166,9 +167,9 @@ def test_rope_depends_on_relative_positions_only():
     q, k = jax.random.normal(jax.random.key(5), (2, 1, 1, 1, 8))
 
     def score(i, j, interleaved):
-        angles = jnp.asarray(rope_angles(np.asarray([[i], [j]]), 8))
-        a = rotate(q, angles[:1], interleaved)
-        b = rotate(k, angles[1:], interleaved)
+        rotary = jnp.asarray(rope_table(np.asarray([[i], [j]]), 8))
+        a = rotate(q, rotary[:1], interleaved)
+        b = rotate(k, rotary[1:], interleaved)
         return float((a * b).sum())
 
     for interleaved in (True, False):

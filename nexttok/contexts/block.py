@@ -1,0 +1,54 @@
+"""Context `block`: a slot holds the corresponding token of the step before.
+
+    order      a   b | c   d | e   f          steps of equal size
+    input     s   m1 | a   b | c   d          attention is block-causal
+
+The first step has no step before: its slots hold the start vector and fillers m1, m2, ... After a
+lead of single tokens the fillers come in once more, [b, m1] -> [c, d] (the hybrid of NBP). With
+blocks of one token this is `shift`. (Ren et al., "Next Block Prediction: Video Generation via
+Semi-Autoregressive Modeling", 2025.)
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+from jaxtyping import Int
+
+from nexttok.config import build, check
+from nexttok.contexts.aligned import START_SOURCE
+from nexttok.contexts.contract import Needs
+from nexttok.contexts.shift import Shift
+from nexttok.plans import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Shift):
+    """`config.generator.context` of name block."""
+
+    def validate(self, plan: Plan) -> None:
+        """Raises ConfigError unless steps are of equal size, after single tokens if any."""
+        sizes = plan.sizes
+        fits = all(b == a or a == 1 for a, b in itertools.pairwise(sizes))
+        check(fits and plan.kind == "fixed", "generator.context.name", "block",
+              f"upsample, query or mask, as step sizes differ (sizes {sizes[:8]} ...)")  # fmt: skip
+
+    def needs(self, plan: Plan) -> Needs:
+        """One slot per token, one filler for every place of a block but the first."""
+        return Needs(plan.length, True, False, max(plan.sizes) - 1, 0, False)
+
+    def source(self, plan: Plan) -> Int[np.ndarray, "N"]:
+        """Token j of the step before, filler j where there is none, start at the very first."""
+        out, first, before = [], 0, 0
+        for size in plan.sizes:
+            for j in range(size):
+                # filler j - 1, as the first place always has a token or the start vector
+                held = first - before + j if j < before else -1 - j
+                out.append(START_SOURCE if first == 0 and j == 0 else held)
+            first, before = first + size, size
+        return np.asarray(out)
+
+
+def make(section) -> Block:
+    """The context of a config section."""
+    return build(Block, section, "generator.context", named=True)

@@ -1,0 +1,66 @@
+"""What a context owes a generator, and what it is given."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Float, Int
+
+from nexttok.nn.slots import Slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a context asks of a backbone and a head.
+
+    Attributes:
+      slots: longest sequence for N tokens, without the class prefix.
+      start, query: START, QUERY slots occur; fillers: number of FILL vectors.
+      levels: number of scales; noised: tokens carry noise levels.
+    """
+
+    slots: int
+    start: bool
+    query: bool
+    fillers: int
+    levels: int
+    noised: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """One training example of a batch.
+
+    Attributes:
+      slots: input.
+      outputs: (first, stride) of the N slots whose hidden states predict, in the order of target.
+      target: true tokens, ids [B, N] or values [B, N, C].
+      weight: of every token's loss [B, N], mean 1; None for equal weights.
+    """
+
+    slots: Slots
+    outputs: tuple[int, int]
+    target: Int[Array, "B N"] | Float[Array, "B N C"]
+    weight: Float[Array, "B N"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """What a context's step may call.
+
+    Attributes:
+      net: (slots, cache) -> (hidden, hidden without a class or None, cache).
+      sample: (hidden, hidden without, at, key) -> (tokens, log-probabilities).
+      integrate: (first velocity, x -> velocity, noise, key) -> tokens: the flow head's solver.
+      velocity: (hidden, hidden without, at) -> guided velocity, of the flow head.
+      confidence: weight of the Gumbel noise in confidences.
+      advance: (coarse state, ids of scale k, k) -> (state, inputs of scale k + 1), of a tokenizer
+        with scales; None elsewhere.
+    """
+
+    net: Callable[..., Any]
+    sample: Callable[..., Any]
+    velocity: Callable[..., Any] | None = None
+    integrate: Callable[..., Any] | None = None
+    confidence: float = 0.0
+    advance: Callable[..., Any] | None = None

@@ -1,0 +1,160 @@
+"""Context `mask`: every position has a slot; it holds the token, or [MASK] where it is hidden.
+
+    ?  b  ?  d      attention sees everything; hidden positions are predicted
+
+(MaskGIT, Chang et al., 2022; MAR, Li et al., 2024; GIVT's masked variant, Tschannen et al., 2023.)
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nexttok.config import build, check
+from nexttok.contexts.contract import Calls, Lesson, Needs
+from nexttok.nn.slots import QUERY, TOKEN, Slots, class_slots, join
+from nexttok.plans import Plan
+from nexttok.rng import stream
+from nexttok.steps import At, Step, random_order
+from nexttok.tokens import Tokens
+
+SCHEDULES = ("cosine", "truncated_normal")
+STD = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """`config.generator.context` of name mask.
+
+    Attributes:
+      schedule: of the share that is hidden in training. cosine: cos(pi u / 2) per example, u
+        uniform in [0, 1 - floor]; truncated_normal: N(1, 0.25) on [floor, 1], one draw a batch.
+      floor: see schedule.
+    """
+
+    schedule: str
+    floor: float
+    likelihood = False
+
+    def __post_init__(self):
+        allowed = " | ".join(SCHEDULES)
+        check(self.schedule in SCHEDULES, "generator.context.schedule", self.schedule, allowed)
+        check(0 <= self.floor < 1, "generator.context.floor", self.floor, "at least 0 and below 1")
+
+    def validate(self, plan: Plan) -> None:
+        """Raises ConfigError for a plan of fixed order."""
+        check(plan.kind != "fixed", "generator.context.name", "mask",
+              "shift, block, upsample, query or noise, as the plan's order is fixed")  # fmt: skip
+
+    def needs(self, plan: Plan) -> Needs:
+        """One slot per token."""
+        return Needs(plan.length, False, True, 0, 0, False)
+
+    def cache_slots(self, plan: Plan, given: int) -> int:
+        """Nothing is cached: a token that becomes known changes what all others see."""
+        del plan, given
+        return 0
+
+    def hidden(self, rng: Array, batch: int, tokens: int) -> Bool[Array, "B N"]:
+        """Which tokens are hidden in a training batch: ceil(share N) random ones, at least one."""
+        key = stream(rng, "ratio")
+        if self.schedule == "cosine":
+            u = jax.random.uniform(key, (batch, 1), maxval=1.0 - self.floor)
+            share = jnp.cos(0.5 * math.pi * u)
+        else:
+            low = jnp.asarray((self.floor - 1.0) / STD)
+            share = 1.0 + STD * jax.random.truncated_normal(key, low, 0.0, (1, 1))
+        count = jnp.clip(jnp.ceil(share * tokens), 1, tokens)
+        rank = jnp.argsort(random_order(stream(rng, "mask"), batch, tokens), axis=1)
+        return rank.astype(jnp.float32) < count
+
+    def most_visible(self, tokens: int) -> int:
+        """How many tokens of a training example can be visible."""
+        if self.schedule == "truncated_normal":
+            return tokens - max(1, math.ceil(tokens * self.floor - 1e-6))
+        return tokens - 1
+
+    def lesson(self, plan: Plan, tokens: Tokens, order: Array, prefix: int, rng: Array) -> Lesson:
+        """Hides tokens at random; only they weigh. `tokens` are by index."""
+        del order
+        given = tokens.values if tokens.ids is None else tokens.ids
+        hidden = self.hidden(rng, given.shape[0], plan.length)
+        visible = prefix + max(1, self.most_visible(plan.length))
+        return self.taught(given, hidden, prefix, visible)
+
+    def taught(self, given: Array, hidden: Bool[Array, "B N"], prefix: int, visible: int) -> Lesson:
+        """The lesson of a given mask."""
+        weight = hidden.astype(jnp.float32)
+        body = canvas(given, hidden, prefix).replace(visible=visible)
+        return Lesson(body, (prefix, 1), given, weight / weight.mean())
+
+    def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
+        """One step: all positions are computed, those of the step are kept."""
+        n = plan.length
+
+        def run(tokens, order, at: At, state, key):
+            rank = jnp.argsort(order, axis=1)
+            hidden = rank >= at.first
+            shown = _take(tokens[:, :n], rank)
+            known = canvas(
+                jnp.where(_like(hidden, shown), jnp.zeros_like(shown), shown), hidden, prefix
+            )
+            states = calls.net(known, None)[:2]
+            states = [h if h is None else h[:, prefix:] for h in states]
+            if plan.kind == "random":
+                chosen = jax.lax.dynamic_slice_in_dim(
+                    jnp.pad(order, ((0, 0), (0, at.size))), at.first, at.size, axis=1
+                )
+                states = [h if h is None else _take(h, chosen) for h in states]
+                return calls.sample(*states, at, key)[0], order, state
+            drawn, log_prob = calls.sample(*states, at, key)
+            share = (jnp.asarray(at.index, jnp.float32) + 1.0) / plan.calls
+            gumbel = jax.random.gumbel(stream(key, "confidence"), log_prob.shape)
+            sure = log_prob + calls.confidence * (1.0 - share) * gumbel
+            order = surest_first(order, hidden, sure)
+            chosen = jax.lax.dynamic_slice_in_dim(
+                jnp.pad(order, ((0, 0), (0, at.size))), at.first, at.size, axis=1
+            )
+            return _take(drawn, chosen), order, state
+
+        return Step(run, padding="all")
+
+
+def canvas(given: Array, hidden: Bool[Array, "B N"], prefix: int) -> Slots:
+    """Slots of all positions, behind the class prefix; everything sees everything."""
+    n = hidden.shape[1]
+    body = Slots(
+        content=given,
+        kind=jnp.where(hidden, QUERY, TOKEN),
+        index=prefix + jnp.arange(n, dtype=jnp.int32),
+        place=jnp.arange(n, dtype=jnp.int32),
+        steps=jnp.zeros((n,), jnp.int32),
+    )
+    if not prefix:
+        return body
+    front = class_slots(given, prefix)
+    return join(front.replace(steps=jnp.zeros((prefix,), jnp.int32)), body)
+
+
+def surest_first(
+    order: Int[Array, "B N"], hidden: Bool[Array, "B N"], sure: Float[Array, "B N"]
+) -> Int[Array, "B N"]:
+    """Known tokens keep their places in the order; hidden ones follow, the surest first."""
+    rank = jnp.argsort(order, axis=1).astype(jnp.float32)
+    within = jnp.where(hidden, -sure, rank)
+    return jnp.lexsort((within, hidden.astype(jnp.int32)), axis=-1).astype(jnp.int32)
+
+
+def _take(x, index):
+    return jnp.take_along_axis(x, index if x.ndim == 2 else index[..., None], axis=1)
+
+
+def _like(mask, x):
+    return mask if x.ndim == 2 else mask[..., None]
+
+
+def make(section) -> Mask:
+    """The context of a config section."""
+    return build(Mask, section, "generator.context", named=True)

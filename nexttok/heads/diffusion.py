@@ -1,0 +1,265 @@
+"""Head `diffusion`: a small MLP denoises each token given its hidden state.
+
+The diffusion loss of MAR (Li et al., "Autoregressive Image Generation without Vector Quantization",
+2024): DDPM with a squared-cosine schedule of 1,000 steps, noise prediction and learned variances
+(Nichol and Dhariwal, 2021), sampled on fewer, respaced steps.
+"""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from nexttok.config import build, check
+from nexttok.heads import guidance
+from nexttok.heads.draw import Draw
+from nexttok.nn.linear import Linear
+from nexttok.nn.norms import Norm, layer_norm
+from nexttok.nn.positions import time_features
+from nexttok.rng import stream
+from nexttok.tokens import TokenSpec
+
+TIMES = 1000
+normal02 = nn.initializers.normal(0.02)
+
+
+class Denoiser(nn.Module):
+    """SimpleMLPAdaLN of MAR: (x_t, t, z) -> (noise, variance logits).
+
+    Attributes:
+      channels: C of a token; width, depth: of the residual blocks.
+    """
+
+    channels: int
+    width: int
+    depth: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "M C"], t: Float[Array, "M"], z: Float[Array, "M D"]
+    ) -> tuple[Float[Array, "M C"], Float[Array, "M C"]]:
+        def linear(features, name, init="xavier"):
+            return Linear(features, init=init, dtype=self.dtype, name=name)
+
+        h = linear(self.width, "project")(x)
+        times = time_features(t, 256, 1e4)
+        y = linear(self.width, "time2", normal02)(
+            jax.nn.silu(linear(self.width, "time1", normal02)(times))
+        )
+        y = jax.nn.silu(y + linear(self.width, "bridge")(z))
+        for i in range(self.depth):
+            mods = linear(3 * self.width, f"block{i}_adaln", "zeros")(y)
+            shift, scale, gate = jnp.split(mods, 3, axis=-1)
+            r = Norm("layer", True, 1e-6, name=f"block{i}_norm")(h) * (1.0 + scale) + shift
+            r = jax.nn.silu(linear(self.width, f"block{i}_fc1")(r))
+            h = h + gate * linear(self.width, f"block{i}_fc2")(r)
+        shift, scale = jnp.split(linear(2 * self.width, "adaln", "zeros")(y), 2, axis=-1)
+        h = layer_norm(h, 1e-6) * (1.0 + scale) + shift
+        out = linear(2 * self.channels, "moments", "zeros")(h).astype(jnp.float32)
+        return out[..., : self.channels], out[..., self.channels :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A DDPM over some of the 1,000 times.
+
+    Attributes:
+      times: original time of each step, ascending.
+      betas: noise variances between consecutive kept times.
+    """
+
+    times: tuple[int, ...]
+    betas: tuple[float, ...]
+
+    @functools.cached_property
+    def table(self) -> dict[str, Float[np.ndarray, "T"]]:
+        """Constants of every step, float32."""
+        beta = np.asarray(self.betas, np.float64)
+        total = np.cumprod(1.0 - beta)
+        before = np.append(1.0, total[:-1])
+        variance = beta * (1.0 - before) / (1.0 - total)
+        clipped = np.log(np.append(variance[1], variance[1:]) if len(beta) > 1 else beta)
+        constants = {
+            "signal": np.sqrt(total),
+            "noise": np.sqrt(1.0 - total),
+            "inverse": np.sqrt(1.0 / total),
+            "inverse_noise": np.sqrt(1.0 / total - 1.0),
+            "mean_start": beta * np.sqrt(before) / (1.0 - total),
+            "mean_now": (1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - total),
+            "low": clipped,
+            "high": np.log(beta),
+            "times": np.asarray(self.times, np.float64),
+        }
+        return {k: v.astype(np.float32) for k, v in constants.items()}
+
+    def at(self, name: str, step: Int[Array, "M"]) -> Float[Array, "M 1"]:
+        """A constant at each step."""
+        return jnp.take(jnp.asarray(self.table[name]), step)[:, None]
+
+
+@functools.cache
+def cosine_chain(steps: int) -> Chain:
+    """The squared-cosine schedule, respaced to `steps` of its 1,000 times."""
+    u = np.arange(TIMES + 1) / TIMES
+    bar = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    total = np.cumprod(1.0 - np.minimum(1.0 - bar[1:] / bar[:-1], 0.999))
+    times = [0] if steps == 1 else [round(i * (TIMES - 1) / (steps - 1)) for i in range(steps)]
+    kept = total[times]
+    return Chain(tuple(times), tuple(1.0 - kept / np.append(1.0, kept[:-1])))
+
+
+def _normal_cdf(x):
+    return 0.5 * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def discretized_nll(
+    x: Float[Array, "M C"], mean: Float[Array, "M C"], log_std: Float[Array, "M C"]
+) -> Float[Array, "M C"]:
+    """-log of a Gaussian's mass on the 1/255 bin around x, the ends open, in nats."""
+    inverse = jnp.exp(-log_std)
+    upper = _normal_cdf(inverse * (x - mean + 1.0 / 255.0))
+    lower = _normal_cdf(inverse * (x - mean - 1.0 / 255.0))
+    mass = jnp.where(x < -0.999, upper, jnp.where(x > 0.999, 1.0 - lower, upper - lower))
+    return -jnp.log(jnp.maximum(mass, 1e-12))
+
+
+def posterior(
+    chain: Chain, x: Float[Array, "M C"], noise: Float[Array, "M C"], v: Array, step: Array
+) -> tuple[Float[Array, "M C"], Float[Array, "M C"]]:
+    """Mean and log-variance of the previous x, from predicted noise and variance logits."""
+    start = chain.at("inverse", step) * x - chain.at("inverse_noise", step) * noise
+    mean = chain.at("mean_start", step) * start + chain.at("mean_now", step) * x
+    share = (v + 1.0) / 2.0
+    return mean, share * chain.at("high", step) + (1.0 - share) * chain.at("low", step)
+
+
+def terms(
+    x0: Float[Array, "M C"],
+    noise: Float[Array, "M C"],
+    step: Int[Array, "M"],
+    predicted: Float[Array, "M C"],
+    v: Float[Array, "M C"],
+) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
+    """Squared noise error, and the variational bound of the variances in bits (channel means)."""
+    chain = cosine_chain(TIMES)
+    x = chain.at("signal", step) * x0 + chain.at("noise", step) * noise
+    mean, log_var = posterior(chain, x, jax.lax.stop_gradient(predicted), v, step)
+    true = chain.at("mean_start", step) * x0 + chain.at("mean_now", step) * x
+    low = chain.at("low", step)
+    gap = jnp.square(true - mean) * jnp.exp(-log_var)
+    kl = 0.5 * (log_var - low + jnp.exp(low - log_var) - 1.0 + gap)
+    nll = discretized_nll(x0, mean, 0.5 * log_var)
+    bound = jnp.where((step == 0)[:, None], nll, kl).mean(-1) / math.log(2.0)
+    return jnp.square(predicted - noise).mean(-1), bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """`config.generator.head` of name diffusion.
+
+    Attributes:
+      channels, hidden: of the tokens, of the hidden states.
+      width, depth: of the MLP.
+      repeats: noise levels drawn per token and training step.
+      steps: denoising steps when sampling.
+    """
+
+    channels: int
+    hidden: int
+    width: int
+    depth: int
+    repeats: int
+    steps: int
+
+    def __post_init__(self):
+        allowed = "categorical, as these tokens are discrete"
+        check(self.channels > 0, "generator.head.name", "diffusion", allowed)
+        for name in ("width", "depth", "repeats", "steps"):
+            value = getattr(self, name)
+            check(value >= 1, f"generator.head.{name}", value, "at least 1")
+        check(self.steps <= TIMES, "generator.head.steps", self.steps, f"1 .. {TIMES}")
+
+    @property
+    def _net(self):
+        return Denoiser(self.channels, self.width, self.depth)
+
+    def init_params(self, rng: Array) -> dict:
+        """Parameters of the denoiser."""
+        x, z = jnp.zeros((1, self.channels)), jnp.zeros((1, self.hidden))
+        return self._net.init(rng, x, jnp.zeros((1,)), z)["params"]
+
+    def loss(
+        self,
+        params: dict,
+        hidden: Float[Array, "B S D"],
+        target: Float[Array, "B S C"],
+        rng: Array,
+        train: bool,
+    ) -> tuple[Float[Array, "B S"], dict]:
+        """Noise error plus variational bound, averaged over `repeats` noise levels per token."""
+        del train
+        shape = target.shape[:2]
+        x0 = jnp.tile(target.reshape(-1, self.channels), (self.repeats, 1))
+        z = jnp.tile(hidden.reshape(-1, self.hidden), (self.repeats, 1))
+        step = jax.random.randint(stream(rng, "time"), (len(x0),), 0, TIMES, jnp.int32)
+        noise = jax.random.normal(stream(rng, "noise"), x0.shape)
+        error, bound = self.parts(params, x0, noise, step, z)
+        total = (error + bound).reshape(self.repeats, *shape).mean(0)
+        return total, {"noise_mse": error.mean(), "bound_bits": bound.mean()}
+
+    def parts(
+        self, params: dict, x0: Array, noise: Array, step: Int[Array, "M"], z: Float[Array, "M D"]
+    ) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
+        """The two terms of the loss for given noise and times."""
+        chain = cosine_chain(TIMES)
+        x = chain.at("signal", step) * x0 + chain.at("noise", step) * noise
+        predicted, v = self._net.apply({"params": params}, x, chain.at("times", step)[:, 0], z)
+        return terms(x0, noise, step, predicted, v)
+
+    def sample(
+        self,
+        params: dict,
+        cond: Float[Array, "B S D"],
+        uncond: Float[Array, "B S D"] | None,
+        rng: Array,
+        scale: Float[Array, ""],
+        draw: Draw,
+    ) -> tuple[Float[Array, "B S C"], None]:
+        """Ancestral sampling from noise; guidance mixes the predicted noises only."""
+        chain, shape = cosine_chain(self.steps), cond.shape[:2]
+        both = cond if uncond is None else jnp.concatenate([cond, uncond])
+        both = both.reshape(-1, self.hidden)
+        rows = math.prod(shape)
+
+        def denoise(x, step):
+            twice = x if uncond is None else jnp.concatenate([x, x])
+            t = jnp.full((len(twice),), jnp.take(jnp.asarray(chain.table["times"]), step))
+            noise, v = self._net.apply({"params": params}, twice, t, both)
+            if uncond is not None:
+                noise = guidance.cfg(noise[:rows], noise[rows:], scale)
+                v = v[:rows]
+            at = jnp.full((rows,), step)
+            mean, log_var = posterior(chain, x, noise, v, at)
+            fresh = jax.random.normal(stream(rng, "denoise", step), x.shape)
+            spread = jnp.where(step > 0, draw.temperature, 0.0)
+            return mean + spread * jnp.exp(0.5 * log_var) * fresh, None
+
+        x = jax.random.normal(stream(rng, "start"), (rows, self.channels))
+        x, _ = jax.lax.scan(denoise, x, jnp.arange(self.steps - 1, -1, -1, dtype=jnp.int32))
+        return x.reshape(*shape, self.channels), None
+
+
+def make(section, spec: TokenSpec, width: int) -> Diffusion:
+    """The head of a config section.
+
+    Raises:
+      ConfigError: a bad option, or discrete tokens.
+    """
+    channels = 0 if spec.vocab else spec.channels
+    return build(Diffusion, section, "generator.head", named=True, channels=channels, hidden=width)

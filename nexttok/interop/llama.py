@@ -1,0 +1,119 @@
+"""LlamaGen, RandAR and ARPG in: transformers of LLaMA's block (FoundationVision/LlamaGen,
+ziqipang/RandAR, hp-l33/ARPG)."""
+
+import numpy as np
+
+from nexttok.generator import Generator
+from nexttok.interop.checkpoints import Converter, stacked
+
+
+def _fused(reader: Converter, name: str, width: int) -> dict:
+    """wqkv, rows ordered q, k, v."""
+    rows = np.split(reader.take(f"{name}.wqkv.weight", (3 * width, width)), 3)
+    parts = dict(zip(("wq", "wk", "wv"), rows, strict=True))
+    return {k: {"kernel": v.T} for k, v in parts.items()}
+
+
+def _mlp(reader, name, width, hidden):
+    return {
+        "fc1": reader.linear(f"{name}.w1", width, hidden, bias=False),
+        "fc3": reader.linear(f"{name}.w3", width, hidden, bias=False),
+        "fc2": reader.linear(f"{name}.w2", hidden, width, bias=False),
+    }
+
+
+def _scale(reader, name, width):
+    return {"scale": reader.take(f"{name}.weight", (width,))}
+
+
+def llamagen(state: dict[str, np.ndarray], gen: Generator) -> dict:
+    """Parameters of LlamaGen; also of RandAR, which adds the position instruction vector.
+
+    Args:
+      state: the released state dict.
+      gen: the generator of the config.
+
+    Raises:
+      ConfigError: listing missing, unknown and mis-shaped entries.
+    """
+    reader = Converter(state, "LlamaGen's checkpoint")
+    c, classes = gen.backbone, gen.num_classes + 1
+    reader.ignore(r"freqs_cis$|causal_mask$|.*k_cache$|.*v_cache$")
+
+    def block(i):
+        name = f"layers.{i}"
+        attn = _fused(reader, f"{name}.attention", c.width)
+        attn["proj"] = reader.linear(f"{name}.attention.wo", c.width, c.width, bias=False)
+        return {
+            "attn": attn,
+            "mlp": _mlp(reader, f"{name}.feed_forward", c.width, c.mlp_hidden),
+            "norm1": _scale(reader, f"{name}.attention_norm", c.width),
+            "norm2": _scale(reader, f"{name}.ffn_norm", c.width),
+        }
+
+    embed = {
+        "embedding": reader.take("tok_embeddings.weight", (gen.spec.vocab, c.width)),
+        "class_embedding": reader.take("cls_embedding.embedding_table.weight", (classes, c.width)),
+    }
+    if c.rotate_query:
+        embed["mask_token"] = reader.take("pos_instruct_embeddings", (1, c.width))
+    backbone = {
+        "embed": embed,
+        "trunk": {"blocks": stacked(block, c.depth)},
+        "final": {"norm": _scale(reader, "norm", c.width)},
+    }
+    head = {"logits": reader.linear("output", c.width, gen.spec.vocab, bias=False)}
+    return reader.finish({"backbone": backbone, "head": head})
+
+
+def arpg(state: dict[str, np.ndarray], gen: Generator) -> dict:
+    """Parameters of ARPG, whose one table holds tokens, mask, classes, null class and a spare row.
+
+    Args:
+      state: the released state dict.
+      gen: the generator of the config.
+
+    Raises:
+      ConfigError: listing missing, unknown and mis-shaped entries.
+    """
+    reader = Converter(state, "ARPG's checkpoint")
+    c, vocab, classes = gen.backbone, gen.spec.vocab, gen.num_classes
+    table = reader.take("embeddings.weight", (vocab + classes + 3, c.width))
+
+    def attention(name, parts):
+        return {
+            ours: reader.linear(f"{name}.attn.{theirs}", c.width, c.width, bias=False)
+            for ours, theirs in parts.items()
+        }
+
+    def rest(name):
+        return {
+            "mlp": _mlp(reader, f"{name}.ffn", c.width, c.mlp_hidden),
+            "norm1": _scale(reader, f"{name}.attn_norm", c.width),
+            "norm2": _scale(reader, f"{name}.ffn_norm", c.width),
+        }
+
+    def content(i):
+        name = f"layers.self_dec.{i}"
+        parts = {"wq": "to_q", "wk": "to_k", "wv": "to_v", "proj": "proj"}
+        return {"attn": attention(name, parts)} | rest(name)
+
+    def cross(i):
+        name = f"layers.cross_dec.{i}"
+        return attention(name, {"wq": "to_q", "proj": "proj"}) | rest(name)
+
+    backbone = {
+        "embed": {
+            "embedding": table[:vocab],
+            "mask_token": table[vocab : vocab + 1],
+            "class_embedding": table[vocab + 1 : vocab + 2 + classes],
+        },
+        "content": {"blocks": stacked(content, c.depth)},
+        "memory_norm": _scale(reader, "layers.norm", c.width),
+        "wk": reader.linear("layers.to_k", c.width, c.width, bias=False),
+        "wv": reader.linear("layers.to_v", c.width, c.width, bias=False),
+        "blocks": stacked(cross, c.decoder_depth),
+        "final": {"norm": _scale(reader, "norm", c.width)},
+    }
+    head = {"logits": reader.linear("head", c.width, vocab, bias=False)}
+    return reader.finish({"backbone": backbone, "head": head})

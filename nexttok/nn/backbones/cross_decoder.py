@@ -1,0 +1,112 @@
+"""Backbone `cross_decoder`: queries cross-attend one memory of the content (ARPG).
+
+Content slots pass a causal stack; its output becomes one pair of keys and values, the memory that
+all layers of the second stack read. Queries see the memory only, never each other. Li et al.,
+"Autoregressive Image Generation with Randomized Parallel Decoding", 2025.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nexttok.nn.attention import Cache, LayerCache, attend, empty_cache, visible
+from nexttok.nn.backbones.config import BackboneConfig, Inputs
+from nexttok.nn.backbones.decoder import FinalNorm
+from nexttok.nn.backbones.embed import Embed
+from nexttok.nn.backbones.encoder_decoder import merge, split
+from nexttok.nn.linear import Linear
+from nexttok.nn.positions import rotate
+from nexttok.nn.slots import Slots
+from nexttok.nn.transformer import Mlp, Transformer, TransformerConfig
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm cross-attention to given keys and values, then the MLP."""
+
+    config: TransformerConfig
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B Q D"],
+        _layer: Int[Array, ""],
+        keys: Float[Array, "B S H d"],
+        values: Float[Array, "B S H d"],
+        mask: Bool[Array, "Q S"],
+        rotary: Array | None,
+    ) -> tuple[Float[Array, "B Q D"], None]:
+        c = self.config
+        q = Linear(c.width, c.bias, c.initializer, c.dtype, name="wq")(c.norm_layer("norm1")(x))
+        q = q.reshape(*x.shape[:2], -1, c.head_dim)
+        q = q if rotary is None else rotate(q, rotary)
+        y = attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask, c.head_dim**-0.5)
+        y = Linear(c.width, c.bias, c.output_initializer, c.dtype, name="proj")(y.reshape(x.shape))
+        x = x + nn.Dropout(c.dropout, deterministic=not self.train)(y)
+        return x + Mlp(c, name="mlp")(c.norm_layer("norm2")(x), self.train), None
+
+
+class CrossDecoder(nn.Module):
+    """Content stack, memory, query stack; the hidden states are those of the queries."""
+
+    config: BackboneConfig
+    inputs: Inputs
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        slots: Slots,
+        label: Int[Array, "B"],
+        cache: Cache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B Q D"], Cache | None]:
+        """Hidden states of the query slots, which are the last slots.segments[1] of them."""
+        c, n = self.config, slots.segments[0]
+        embed = Embed(c, self.inputs, self.dtype, drop_queries=False, name="embed")
+        x, classes, _, rotary = embed(slots, label, train)
+        turn, ask = (
+            (None, None) if rotary is None else (rotary[..., :n, :, :], rotary[..., n:, :, :])
+        )
+        first, memory = split(cache, c.depth)
+        stack = c.transformer(self.dtype, c.depth)
+        h, first, _ = Transformer(stack, (n,), name="content")(
+            x[:, :n], steps=slots.steps[:n], rotary=turn, cache=first, train=train
+        )
+        h = stack.norm_layer("memory_norm")(h)
+        keys, values = (self._heads(h, name) for name in ("wk", "wv"))
+        keys = keys if turn is None else rotate(keys, turn)
+        steps = slots.steps[:n]
+        if memory is not None:
+            layer = LayerCache(memory.keys[0], memory.values[0], first.steps, memory.cursor)
+            layer = layer.write(keys, values)
+            keys, values, steps = layer.keys, layer.values, first.steps
+            memory = first.replace(keys=keys[None], values=values[None])
+        layers = nn.scan(
+            nn.remat(CrossBlock, prevent_cse=False) if c.remat else CrossBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, *[nn.broadcast] * 4),
+            length=c.decoder_depth,
+            unroll=min(c.unroll, c.decoder_depth),
+        )(c.transformer(self.dtype, c.decoder_depth), train, name="blocks")
+        mask = visible(slots.steps[n:], steps)
+        count = jnp.arange(c.decoder_depth, dtype=jnp.int32)
+        q, _ = layers(x[:, n:], count, keys, values, mask, ask)
+        return FinalNorm(c, self.dtype, name="final")(q, classes), merge(first, memory)
+
+    def _heads(self, h, name):
+        c = self.config
+        y = Linear(c.width, c.bias, c.transformer(self.dtype, 1).initializer, self.dtype, name=name)
+        return y(h).reshape(*h.shape[:2], -1, c.head_dim)
+
+
+def make(config: BackboneConfig, inputs: Inputs, dtype: str) -> CrossDecoder:
+    """The network."""
+    return CrossDecoder(config, inputs, dtype)
+
+
+def init_cache(config: BackboneConfig, batch: int, slots: int, dtype: str) -> Cache:
+    """An empty cache for `slots` content slots: the content stack's layers, then the memory."""
+    heads = config.width // config.head_dim
+    return empty_cache(config.depth + 1, batch, slots, heads, config.head_dim, dtype)

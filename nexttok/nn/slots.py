@@ -1,0 +1,90 @@
+"""Slots: what a backbone reads, one vector per slot.
+
+A context lays the slots out; a backbone embeds and transforms them. Neither knows the other.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Kinds of slots. FILL + j is the j-th filler vector.
+TOKEN, START, QUERY, CLASS, FILL = 0, 1, 2, 3, 4
+
+
+@flax.struct.dataclass
+class Slots:
+    """A batch of slots.
+
+    Attributes:
+      content: the token a slot holds: ids [B, S] or values [B, S, C]; ignored where kind is not
+        TOKEN.
+      kind: TOKEN, START, QUERY (a learned vector: a mask or a question for a position), CLASS, or
+        FILL + j; [S] or [B, S].
+      index: place in the sequence, for learned positions; int32 [S].
+      place: index in the token grid, for rotary positions, -1 for none; int32 [S] or [B, S].
+      steps: step ids; slot k is visible to slot q when steps[k] <= steps[q]; int32 [S] or [B, S].
+      times: noise level of every segment, [B, G], where tokens are noised.
+      segments: static lengths of the parts that share a noise level, or of content and queries
+        where they are separate.
+      visible: at most so many slots are not QUERY (static; 0 for no promise), so that an encoder
+        of the visible ones may be that short.
+    """
+
+    content: Int[Array, "B S"] | Float[Array, "B S C"]
+    kind: Int[Array, "S"] | Int[Array, "B S"]
+    index: Int[Array, "S"]
+    place: Int[Array, "S"] | Int[Array, "B S"]
+    steps: Int[Array, "S"] | Int[Array, "B S"]
+    times: Float[Array, "B G"] | None = None
+    segments: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    visible: int = flax.struct.field(pytree_node=False, default=0)
+
+    def twice(self) -> "Slots":
+        """The same slots for a batch of 2B: a conditional and an unconditional half."""
+
+        def double(x, batched):
+            return jnp.concatenate([x, x]) if batched else x
+
+        return self.replace(
+            content=double(self.content, True),
+            kind=double(self.kind, self.kind.ndim == 2),
+            place=double(self.place, self.place.ndim == 2),
+            steps=double(self.steps, self.steps.ndim == 2),
+            times=None if self.times is None else double(self.times, True),
+        )
+
+
+def join(first: Slots, second: Slots) -> Slots:
+    """The slots of both, one after the other."""
+
+    def cat(a, b):
+        batch = max((x.shape[0] for x in (a, b) if x.ndim == 2), default=0)
+        if batch:
+            a, b = (jnp.broadcast_to(x, (batch, x.shape[-1])) for x in (a, b))
+        return jnp.concatenate([a, b], axis=-1)
+
+    return second.replace(
+        content=jnp.concatenate([first.content, second.content], axis=1),
+        kind=cat(first.kind, second.kind),
+        index=cat(first.index, second.index),
+        place=cat(first.place, second.place),
+        steps=cat(first.steps, second.steps),
+    )
+
+
+def class_slots(content: Array, count: int) -> Slots:
+    """`count` CLASS slots in front of everything, for tokens that look like `content` [B, ...]."""
+    blank = jnp.zeros((content.shape[0], count, *content.shape[2:]), content.dtype)
+    return Slots(
+        content=blank,
+        kind=jnp.full((count,), CLASS, jnp.int32),
+        index=jnp.arange(count, dtype=jnp.int32),
+        place=jnp.full((count,), -1, jnp.int32),
+        steps=jnp.full((count,), -1, jnp.int32),
+    )
+
+
+def at(values: Array, first, size: int) -> Array:
+    """`size` entries of the last axis from `first` on, which may be traced."""
+    return jax.lax.dynamic_slice_in_dim(values, first, size, axis=-1)

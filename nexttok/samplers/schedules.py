@@ -1,0 +1,58 @@
+"""How strongly each step of a generation is guided."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nexttok.config import check
+from nexttok.plans import Plan
+from nexttok.steps import At
+
+SHAPES = ("constant", "linear", "cosine", "power")
+CLOCKS = ("step", "before", "after")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """`config.sample.guidance...`: u + s (c - u), where s grows from `start` to `end`.
+
+    Attributes:
+      end: last scale; start: first scale.
+      shape: constant (`end` throughout), linear, cosine ((1 - cos(pi x^power)) / 2) or power.
+      power: exponent of the last two.
+      clock: x = k / (K - 1) over steps ("step": VAR, xAR); known / N before the step ("before":
+        RandAR) or after it ("after": MAR, ARPG).
+    """
+
+    end: float
+    start: float
+    shape: str
+    power: float
+    clock: str
+
+    def __post_init__(self):
+        check(self.shape in SHAPES, "sample.guidance_shape", self.shape, " | ".join(SHAPES))
+        check(self.clock in CLOCKS, "sample.guidance_clock", self.clock, " | ".join(CLOCKS))
+        check(self.power > 0, "sample.guidance_power", self.power, "above 0")
+
+    @property
+    def off(self) -> bool:
+        """No unconditional call is needed at all."""
+        return self.end == 1.0 and (self.shape == "constant" or self.start == 1.0)
+
+    def scale(self, at: At, plan: Plan) -> Float[Array, ""]:
+        """The scale of one step."""
+        if self.shape == "constant":
+            return jnp.asarray(self.end, jnp.float32)
+        done, total = at.first, plan.length
+        if self.clock == "step":
+            done, total = at.index, max(plan.calls - 1, 1)
+        elif self.clock == "after":
+            done = at.first + at.count
+        x = jnp.asarray(done, jnp.float32) / total
+        if self.shape != "linear":
+            x = x**self.power
+        if self.shape == "cosine":
+            x = 0.5 * (1.0 - jnp.cos(jnp.pi * x))
+        return self.start + (self.end - self.start) * x

@@ -1,0 +1,82 @@
+"""What a reconstruction is judged by, beyond pixels: multi-scale differences and a discriminator.
+
+Everything is per example ([B]); a training loss is their mean.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LEVELS = 3
+
+
+def pyramid(
+    x: Float[Array, "B H W C"], y: Float[Array, "B H W C"], levels: int = LEVELS
+) -> Float[Array, "B"]:
+    """L1 distance of Laplacian pyramids (Bojanowski et al., "Optimizing the Latent Space ...").
+
+    A band is a picture minus the upsampling of its 2 x 2 means; the mean |difference| of each of
+    the `levels` finest bands is summed. Unlike pixel errors it weighs edges of every size alike,
+    and it needs no trained network: it is the perceptual loss of a run without LPIPS weights.
+    Bands end where a side is odd.
+    """
+    rest, total = x - y, jnp.zeros(len(x))
+    for _ in range(levels):
+        b, h, w, c = rest.shape
+        if h % 2 or w % 2:
+            break
+        coarse = rest.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+        band = rest - jnp.repeat(jnp.repeat(coarse, 2, axis=1), 2, axis=2)
+        total += jnp.abs(band).mean((1, 2, 3))
+        rest = coarse
+    return total
+
+
+def hinge_generator(fake: Float[Array, "B *p"]) -> Float[Array, "B"]:
+    """-logit, mean over patches."""
+    return -fake.reshape(len(fake), -1).mean(-1)
+
+
+def hinge_discriminator(
+    real: Float[Array, "B *p"], fake: Float[Array, "B *p"]
+) -> Float[Array, "B"]:
+    """(relu(1 - real) + relu(1 + fake)) / 2, mean over patches."""
+    margins = jax.nn.relu(1 - real) + jax.nn.relu(1 + fake)
+    return 0.5 * margins.reshape(len(real), -1).mean(-1)
+
+
+def lecam(real: Float[Array, "B *p"], fake: Float[Array, "B *p"]) -> Float[Array, "B"]:
+    """The regularizer of Tseng et al. ("Regularizing GANs under Limited Data", 2021).
+
+    relu(real - a)^2 + relu(b - fake)^2, mean over patches, where a and b are the mean logits of
+    fakes and reals. The paper smooths a and b over steps; a pure loss has only this batch's.
+    """
+    low, high = (jax.lax.stop_gradient(logits.mean()) for logits in (fake, real))
+    excess = jnp.square(jax.nn.relu(real - low)) + jnp.square(jax.nn.relu(high - fake))
+    return excess.reshape(len(real), -1).mean(-1)
+
+
+def adaptive_weight(
+    decode: Callable[[Array], Array],
+    kernel: Array,
+    fidelity: Callable[[Array], Array],
+    fool: Callable[[Array], Array],
+) -> tuple[Float[Array, "B H W C"], Float[Array, ""]]:
+    """Balances two losses at the decoder's last layer (Esser et al., "Taming Transformers", 2021).
+
+    Args:
+      decode: kernel of the last layer -> pictures.
+      kernel: that kernel.
+      fidelity, fool: pictures -> scalar reconstruction and generator loss.
+
+    Returns:
+      The pictures, and |d fidelity / d kernel| / (|d fool / d kernel| + 1e-4), clipped to
+      [0, 1e4], without gradient. The pictures are decoded once.
+    """
+    pictures, pull = jax.vjp(decode, kernel)
+    rec, gan = (
+        jnp.linalg.norm(pull(jax.grad(loss)(pictures))[0].ravel()) for loss in (fidelity, fool)
+    )
+    return pictures, jax.lax.stop_gradient(jnp.clip(rec / (gan + 1e-4), 0.0, 1e4))
