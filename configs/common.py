@@ -147,3 +147,40 @@ def llama(name="decoder", **changes) -> ConfigDict:
         positions=("rope",), start_vector=False, null_class=True, embed_init="normal02",
     )  # fmt: skip
     return backbone(name, **(keys | changes))
+
+
+def digits(config: ConfigDict) -> None:
+    """How the small generators are trained on the digits: on tokens cached once."""
+    config.cached_passes = 30
+    config.train.tokenizer.update(steps=1000, learning_rate=2e-3, ema=0.995)
+    config.train.generator.update(steps=1500, batch_size=128, learning_rate=1e-3, ema=0.995)
+
+
+def tiny(config: ConfigDict) -> None:
+    """Seconds per stage: the numbers mean little, the path is whole."""
+    config.tokenizer.update(width=16, multipliers=(1, 1, 2))
+    config.generator.backbone.update(width=32, depth=1, head_dim=16, mlp_hidden=64)
+    if config.generator.backbone.decoder_depth:
+        config.generator.backbone.decoder_depth = 1
+    short = dict(steps=60, batch_size=32, warmup=10, log_every=10, save_every=20)
+    config.train.tokenizer.update(short)
+    config.train.generator.update(short)
+    config.eval.update(batch_size=50, images=50, samples=100, classifier_steps=60)
+    config.sample.per_class = 4
+    config.cached_passes = 2
+
+
+def imagenet(config: ConfigDict, resolution: int = 256) -> None:
+    """ImageNet prepared through TFDS, bfloat16, and the scale of its papers."""
+    config.dtype = "bfloat16"
+    config.cached_passes = 0
+    config.data.update(
+        source="tfds:imagenet2012", resolution=resolution, channels=3, num_classes=1000,
+        augment="crop_flip", workers=16, prefetch=4,
+    )  # fmt: skip
+    big = dict(warmup=5000, log_every=100, save_every=5000)
+    config.train.tokenizer.update(
+        big, steps=400_000, batch_size=128, learning_rate=1e-4, b2=0.95, ema=0.9999
+    )
+    config.train.generator.update(big, steps=375_000, batch_size=1024, b2=0.95, clip=1.0)
+    config.eval.update(batch_size=250, images=50_000, samples=50_000, classifier_steps=20_000)

@@ -156,13 +156,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     """Runs the mode."""
-    from nexttok import experiment, run  # jax loads here: --help and typing errors stay instant
+    from nexttok import (
+        aot,
+        experiment,
+        run,
+    )  # jax loads here: --help and typing errors stay instant
 
     exp = experiment.resolve(config)
     name, _, variant = args.config.partition(":")
     workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
     if args.mode == "compile":
-        run.run_compile(exp, args.topology)
+        aot.run_compile(exp, args.topology)
     else:
         {"train": run.run_train, "eval": run.run_eval, "sample": run.run_sample}[args.mode](
             exp, workdir

@@ -1,6 +1,5 @@
 """The modes of the command line: train, eval, sample, compile."""
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -10,7 +9,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nexttok import evaluate, train
@@ -19,83 +17,22 @@ from nexttok.config import ConfigError, check
 from nexttok.data.loader import make_loader
 from nexttok.evals import pictures, report, results
 from nexttok.experiment import Experiment
-from nexttok.interop import dinov2, lpips
-from nexttok.mesh import batch_sharding, make_mesh, param_shardings, use_mesh
+from nexttok.mesh import make_mesh, use_mesh
 from nexttok.rng import stream
-from nexttok.train import Task
+from nexttok.stages import (
+    abstract_params,
+    check_batches,
+    frozen_for,
+    make_task,
+    parameter_counts,
+)
+from nexttok.token_cache import cached_loader
 from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
 log = logging.getLogger("nexttok")
 
 # Sections that may change between a run and its continuation: they do not touch what was trained.
 FREE = ("eval", "sample", "mesh")
-
-
-def make_task(exp: Experiment, stage: str) -> Task:
-    """The trainable of a stage; `frozen` holds what `frozen_for` returns."""
-    if stage == "latent":
-        return Task(stage, exp.latent.init, lambda p, f, b, k: exp.latent.loss({**p, **f}, b, k))
-    if stage == "tokenizer":
-        return Task(
-            stage, exp.tokenizer.init, lambda p, f, b, k: exp.tokenizer.loss({**p, **f}, b, k)
-        )
-
-    def loss(params, frozen, batch, key):
-        if "ids" in batch or "values" in batch:
-            tokens = evaluate.Tokens(ids=batch.get("ids"), values=batch.get("values"))
-        else:
-            tokens = exp.tokenizer.encode(
-                frozen["tokenizer"], batch["image"], stream(key, "posterior")
-            )
-        return exp.generator.loss(params, jax.lax.stop_gradient(tokens), batch["label"], key)
-
-    return Task(stage, exp.generator.init, loss)
-
-
-def perceptual_checkpoint(exp: Experiment, stage: str) -> str:
-    """Files of the LPIPS weights that a stage's loss needs; "" for none."""
-    model = {"latent": exp.latent, "tokenizer": exp.tokenizer}.get(stage)
-    return getattr(model, "perceptual_checkpoint", "")
-
-
-def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
-    """Parameters that a stage reads and does not train: earlier stages', and loaded ones."""
-    frozen = {}
-    if perceptual_checkpoint(exp, stage):
-        frozen["perceptual"] = done.get("perceptual") or lpips.load(
-            perceptual_checkpoint(exp, stage)
-        )
-    if "latent" in done and stage in ("tokenizer", "generator"):
-        frozen["latent"] = done["latent"]
-    if exp.features is not None and stage == "tokenizer":
-        frozen["features"] = done.get("features") or dinov2.load(
-            exp.config.features.checkpoint, exp.config.features.preset
-        )
-    if stage == "generator":
-        return {"tokenizer": {**done["tokenizer"], **frozen}}
-    return frozen
-
-
-def abstract_params(exp: Experiment, stage: str, mesh=None) -> Any:
-    """Shapes (and with a mesh, shardings) of a stage's parameters; nothing is computed."""
-    shapes = jax.eval_shape(make_task(exp, stage).init, jax.random.key(0))
-    if mesh is None:
-        return shapes
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-        shapes,
-        param_shardings(mesh, shapes),
-    )
-
-
-def parameter_counts(exp: Experiment) -> dict[str, int]:
-    """Parameters of every stage and of its parts, as {"stage/part": count}."""
-    counts = {}
-    for stage in exp.train:
-        shapes = abstract_params(exp, stage)
-        for part, tree in shapes.items():
-            counts[f"{stage}/{part}"] = sum(math.prod(a.shape) for a in jax.tree.leaves(tree))
-    return counts
 
 
 def load_stage(exp: Experiment, stage: str, workdir: str, mesh) -> Any:
@@ -184,15 +121,6 @@ def run_train(exp: Experiment, workdir: str) -> dict:
     finally:
         writer.close()
     return measure(exp, done, workdir)
-
-
-def check_batches(exp: Experiment, mesh) -> None:
-    """Raises ConfigError unless every (micro-)batch divides over the data and fsdp axes."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    for stage, cfg in exp.train.items():
-        micro = cfg.batch_size // cfg.accumulate
-        check(micro % ways == 0, f"train.{stage}.batch_size", cfg.batch_size,
-              f"a multiple of accumulate x data x fsdp = {cfg.accumulate * ways}")  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -334,121 +262,3 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     path = os.path.join(workdir, "samples.npz")
     np.savez_compressed(path, images=images[made], labels=labels, tokens=tokens)
     log.info("wrote %s", path)
-
-
-def run_compile(exp: Experiment, topology: str) -> list[dict]:
-    """Compiles every stage's real training step and prints memory and FLOPs per device.
-
-    Args:
-      exp: what to compile.
-      topology: a TPU topology such as "v5p:2x2x1" (needs libtpu), or "" for the devices here.
-    """
-    devices = topology_devices(topology) if topology else None
-    mesh = make_mesh(exp.mesh, devices)
-    check_batches(exp, mesh)
-    rows = []
-    with use_mesh(mesh):
-        for stage in exp.train:
-            rows.append({"stage": stage} | compile_stage(exp, stage, mesh))
-            log.info("%s", json.dumps(rows[-1]))
-    return rows
-
-
-def topology_devices(topology: str):
-    """Devices of a TPU slice that is described, not owned."""
-    from jax.experimental import topologies  # needs libtpu only when asked for
-
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--topology = {topology!r}: expected a TPU topology such as v5p:2x2x1, with the "
-            f"libtpu package installed ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def compile_stage(exp: Experiment, stage: str, mesh) -> dict:
-    """Bytes and FLOPs per device of one stage's compiled step."""
-    cfg, task = exp.train[stage], make_task(exp, stage)
-    state = train.abstract_state(task, cfg, mesh)
-    done = {s: abstract_params(exp, s, mesh) for s in exp.train if s != stage}
-    if exp.features is not None:
-        done["features"] = jax.eval_shape(exp.features.init, jax.random.key(0))
-    if perceptual_checkpoint(exp, stage):
-        done["perceptual"] = lpips.shapes()
-    frozen = frozen_for(exp, stage, done)
-    rows = batch_sharding(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct(
-            (cfg.batch_size, *exp.image_shape), jnp.float32, sharding=rows
-        ),
-        "label": jax.ShapeDtypeStruct((cfg.batch_size,), jnp.int32, sharding=rows),
-    }
-    step = jax.jit(train.make_step(task, cfg), donate_argnums=0)
-    compiled = step.lower(state, frozen, batch).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return {
-        "devices": mesh.size,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "bytes": total + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "flops": float(cost["flops"]),
-    }
-
-
-def cached_loader(exp: Experiment, frozen: dict, workdir: str):
-    """Tokenizes `config.cached_passes` augmented passes once; batches are drawn from those tokens.
-
-    The tokens lie in workdir/tokens-<hash>.npz; the hash covers what they depend on.
-    """
-    cfg = exp.train["generator"]
-    keep = ("seed", "data", "latent", "tokenizer", "train", "cached_passes", "tokenizer_checkpoint")
-    text = json.dumps({k: json.loads(exp.config.to_json())[k] for k in keep}, sort_keys=True)
-    name = f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz"
-    path = pathlib.Path(workdir) / name
-    if not path.is_file():
-        tokenize(exp, frozen, path)
-    with np.load(path) as saved:
-        tokens, labels = {k: saved[k] for k in saved if k != "labels"}, saved["labels"]
-
-    def batches(start: int):
-        per_pass = len(labels) // cfg.batch_size
-        check(per_pass >= 1, "cached_passes", exp.config.cached_passes,
-              f"enough passes for one batch of {cfg.batch_size}")  # fmt: skip
-        for step in range(start, cfg.steps):
-            rng = np.random.default_rng((exp.config.seed, step // per_pass))
-            at = step % per_pass * cfg.batch_size
-            rows = rng.permutation(len(labels))[at : at + cfg.batch_size]
-            rows = np.split(rows, jax.process_count())[jax.process_index()]
-            yield {k: v[rows] for k, v in tokens.items()} | {"label": labels[rows]}
-
-    return batches
-
-
-def tokenize(exp: Experiment, frozen: dict, path: pathlib.Path) -> None:
-    """Writes tokens [M, N, ...] and labels [M] of augmented passes over the training data."""
-    size = exp.train["generator"].batch_size
-    source = evaluate.load_source(exp.data, "train", exp.config.seed)
-    count = max(1, exp.config.cached_passes * len(source) // size)
-    posterior = jax.random.key(exp.config.seed)
-    encode = jax.jit(lambda p, x, k: exp.tokenizer.encode(p, x, k))
-    loader = make_loader(exp.data, "train", size, exp.config.seed + 2)
-    spec, made, labels = exp.tokenizer.spec, [], []
-    kept = [
-        name
-        for name, needed in (("ids", spec.vocab), ("values", spec.scales or not spec.vocab))
-        if needed
-    ]
-    try:
-        for i in range(count):
-            batch = next(loader)
-            tokens = encode(frozen["tokenizer"], batch["image"], stream(posterior, "posterior", i))
-            made.append({k: np.asarray(getattr(tokens, k)) for k in kept})
-            labels.append(batch["label"])
-    finally:
-        loader.close()
-    partial = path.with_suffix(".partial.npz")
-    joined = {k: np.concatenate([m[k] for m in made]) for k in made[0]}
-    np.savez(partial, **joined, labels=np.concatenate(labels))
-    os.replace(partial, path)

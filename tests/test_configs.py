@@ -6,12 +6,14 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from nexttok import experiment, run
+from nexttok import experiment, stages
 from nexttok.config import ConfigError
 from nexttok.main import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
+FILES = sorted(
+    p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common", "tokenizers")
+)
 
 
 def variants(path):
@@ -24,22 +26,51 @@ def variants(path):
 EVERY = [f"{p}:{v}" for p in FILES for v in variants(p)]
 
 # Millions of parameters: encoder and decoder as released, and the frozen autoencoder's total.
-RELEASED = {
+FLEXTOK = {
     "imagenet256_d12_d12": (85, 170),
     "imagenet256_d18_d18": (287, 573),
     "imagenet256_d18_d28": (287, 2158),
+}
+# Millions of parameters of the released generators, as their papers or cards state them.
+GENERATORS = {
+    ("llamagen", "imagenet256_b"): 111,
+    ("llamagen", "imagenet256_l"): 343,
+    ("llamagen", "imagenet256_xl"): 775,
+    ("llamagen", "imagenet256_xxl"): 1411,
+    ("llamagen", "imagenet384_3b"): 3096,
+    ("randar", "imagenet256_l"): 343,
+    ("randar", "imagenet256_xl"): 775,
+    ("randar", "imagenet256_xxl"): 1411,
+    ("arpg", "imagenet256_l"): 320,
+    ("arpg", "imagenet256_xl"): 719,
+    ("arpg", "imagenet256_xxl"): 1300,
+    ("var", "imagenet256_d16"): 310,
+    ("var", "imagenet256_d20"): 600,
+    ("var", "imagenet256_d24"): 1033,
+    ("var", "imagenet256_d30"): 2010,
+    ("var", "imagenet512_d36"): 2300,
+    ("maskgit", "imagenet256"): 174,
+    ("mar", "imagenet256_b"): 208,
+    ("mar", "imagenet256_l"): 479,
+    ("mar", "imagenet256_h"): 943,
+    ("xar", "imagenet256_b"): 172,
+    ("xar", "imagenet256_l"): 608,
+    ("xar", "imagenet256_h"): 1150,  # stated as 1.1 B
 }
 
 
 @pytest.mark.parametrize("spec", EVERY)
 def test_every_variant_resolves_at_full_size(spec):
     exp = experiment.resolve(load_config(spec))
-    counts = run.parameter_counts(exp)
+    counts = stages.parameter_counts(exp)
     print({k: f"{v:,}" for k, v in counts.items()})
     assert all(count > 0 for count in counts.values())
-    variant = spec.split(":")[-1]
-    if variant in RELEASED:
-        encoder, decoder = RELEASED[variant]
+    name, variant = spec.split("/")[-1].split(".py:")
+    if (name, variant) in GENERATORS:
+        total = counts["generator/backbone"] + counts["generator/head"]
+        assert total / 1e6 == pytest.approx(GENERATORS[name, variant], rel=0.035)
+    if name == "flextok" and variant in FLEXTOK:
+        encoder, decoder = FLEXTOK[variant]
         assert counts["tokenizer/encoder"] / 1e6 == pytest.approx(encoder, rel=0.01)
         assert counts["tokenizer/decoder"] / 1e6 == pytest.approx(decoder, rel=0.015)
         latent = counts["latent/encoder"] + counts["latent/decoder"]

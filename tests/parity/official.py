@@ -38,7 +38,7 @@ def state_dict(fixture, layout: str = "torch") -> dict[str, np.ndarray]:
 
     def weights(name):
         shape = tuple(int(d) for d in fixture[f"shape/{name}"])
-        gain = fixture[f"gain/{name}"] if f"gain/{name}" in fixture else 1.0
+        gain = fixture.get(f"gain/{name}", 1.0)
         return np.float32(gain) * seeded(name, shape, layout)
 
     names = [k.removeprefix("shape/") for k in fixture if k.startswith("shape/")]

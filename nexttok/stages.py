@@ -1,0 +1,90 @@
+"""Stages of an experiment as trainables: what each trains, reads frozen, and how large it is."""
+
+import math
+from typing import Any
+
+import jax
+
+from nexttok.config import check
+from nexttok.experiment import Experiment
+from nexttok.interop import dinov2, lpips
+from nexttok.mesh import param_shardings
+from nexttok.rng import stream
+from nexttok.tokens import Tokens
+from nexttok.train import Task
+
+
+def make_task(exp: Experiment, stage: str) -> Task:
+    """The trainable of a stage; `frozen` holds what `frozen_for` returns."""
+    if stage == "latent":
+        return Task(stage, exp.latent.init, lambda p, f, b, k: exp.latent.loss({**p, **f}, b, k))
+    if stage == "tokenizer":
+        return Task(
+            stage, exp.tokenizer.init, lambda p, f, b, k: exp.tokenizer.loss({**p, **f}, b, k)
+        )
+
+    def loss(params, frozen, batch, key):
+        if "ids" in batch or "values" in batch:
+            tokens = Tokens(ids=batch.get("ids"), values=batch.get("values"))
+        else:
+            tokens = exp.tokenizer.encode(
+                frozen["tokenizer"], batch["image"], stream(key, "posterior")
+            )
+        return exp.generator.loss(params, jax.lax.stop_gradient(tokens), batch["label"], key)
+
+    return Task(stage, exp.generator.init, loss)
+
+
+def perceptual_checkpoint(exp: Experiment, stage: str) -> str:
+    """Files of the LPIPS weights that a stage's loss needs; "" for none."""
+    model = {"latent": exp.latent, "tokenizer": exp.tokenizer}.get(stage)
+    return getattr(model, "perceptual_checkpoint", "")
+
+
+def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
+    """Parameters that a stage reads and does not train: earlier stages', and loaded ones."""
+    frozen = {}
+    if perceptual_checkpoint(exp, stage):
+        frozen["perceptual"] = done.get("perceptual") or lpips.load(
+            perceptual_checkpoint(exp, stage)
+        )
+    if "latent" in done and stage in ("tokenizer", "generator"):
+        frozen["latent"] = done["latent"]
+    if exp.features is not None and stage == "tokenizer":
+        frozen["features"] = done.get("features") or dinov2.load(
+            exp.config.features.checkpoint, exp.config.features.preset
+        )
+    if stage == "generator":
+        return {"tokenizer": {**done["tokenizer"], **frozen}}
+    return frozen
+
+
+def abstract_params(exp: Experiment, stage: str, mesh=None) -> Any:
+    """Shapes (and with a mesh, shardings) of a stage's parameters; nothing is computed."""
+    shapes = jax.eval_shape(make_task(exp, stage).init, jax.random.key(0))
+    if mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        shapes,
+        param_shardings(mesh, shapes),
+    )
+
+
+def parameter_counts(exp: Experiment) -> dict[str, int]:
+    """Parameters of every stage and of its parts, as {"stage/part": count}."""
+    counts = {}
+    for stage in exp.train:
+        shapes = abstract_params(exp, stage)
+        for part, tree in shapes.items():
+            counts[f"{stage}/{part}"] = sum(math.prod(a.shape) for a in jax.tree.leaves(tree))
+    return counts
+
+
+def check_batches(exp: Experiment, mesh) -> None:
+    """Raises ConfigError unless every (micro-)batch divides over the data and fsdp axes."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for stage, cfg in exp.train.items():
+        micro = cfg.batch_size // cfg.accumulate
+        check(micro % ways == 0, f"train.{stage}.batch_size", cfg.batch_size,
+              f"a multiple of accumulate x data x fsdp = {cfg.accumulate * ways}")  # fmt: skip
