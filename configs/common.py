@@ -40,7 +40,7 @@ def base() -> ConfigDict:
                 guidance_start=1.0,  # s of the first step, where s is not constant
                 guidance_shape="constant",  # constant | linear | cosine | power
                 guidance_power=1.0,  # exponent of the last two
-                guidance_clock="step",  # s follows: step | before | after (share of known tokens)
+                guidance_clock="step",  # s follows: step | before | after | masked (see schedules)
                 confidence=4.5,  # Gumbel noise of plans by confidence, annealed to 0
                 steps=0,  # steps of a scheduled plan; 0 for the trained plan's own
             ),
@@ -93,7 +93,12 @@ def plan(name="raster", **changes) -> ConfigDict:
 def categorical(**changes) -> ConfigDict:
     """A softmax over the vocabulary."""
     return section(
-        **(dict(name="categorical", bias=False, init="zeros", tied=False, smoothing=0.0) | changes)
+        **(
+            dict(
+                name="categorical", bias=False, init="zeros", tied=False, smoothing=0.0, reserved=0
+            )
+            | changes
+        )
     )
 
 

@@ -29,7 +29,7 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizers.kl()
     config.generator = generator()
     common.digits(config)
-    config.sample.update(guidance=2.0, guidance_shape="linear", guidance_clock="after")
+    config.sample.update(guidance=2.0, guidance_shape="linear", guidance_clock="masked")
     if variant == "tiny":
         common.tiny(config)
     elif variant.startswith("imagenet"):

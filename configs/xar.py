@@ -50,7 +50,7 @@ def get_config(variant="digits"):
 def generator(**sizes):
     """Two stacks with adaLN per cell, rotary and learned positions; the network is a velocity."""
     options = dict(
-        depth=2, decoder_depth=2, activation="silu", gated=True, mlp_hidden=341, norm="rms",
+        depth=2, decoder_depth=2, activation="gelu", gated=True, mlp_hidden=341, norm="rms",
         norm_eps=1e-6, norm_affine=False, bias=True, mlp_bias=True, init="xavier",
         adaln_gain=(1.0, 1.0), positions=("learned", "rope"), condition=("adaln",),
         start_vector=False, null_class=True, embed_norm="rms", final_norm="rms",

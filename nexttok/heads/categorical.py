@@ -58,6 +58,8 @@ class Categorical:
       vocab, width: of the tokens, of the hidden states.
       bias, init, tied: see Logits.
       smoothing: label smoothing e: target e / V + (1 - e) one-hot, in training only.
+      reserved: classes of the softmax that are no tokens (special ids of a joint vocabulary, NBP);
+        never drawn.
     """
 
     vocab: int
@@ -66,6 +68,7 @@ class Categorical:
     init: str
     tied: bool
     smoothing: float
+    reserved: int
     likelihood = True
 
     def __post_init__(self):
@@ -73,10 +76,12 @@ class Categorical:
         check(self.vocab > 0, "generator.head.name", "categorical", allowed)
         check(self.init in INIT_NAMES, "generator.head.init", self.init, " | ".join(INIT_NAMES))
         check(0 <= self.smoothing < 1, "generator.head.smoothing", self.smoothing, "0 .. below 1")
+        fits = self.reserved == 0 or (self.reserved > 0 and not self.tied)
+        check(fits, "generator.head.reserved", self.reserved, "0 when tied, else at least 0")
 
     @property
     def _net(self):
-        return Logits(self.vocab, self.bias, self.init, self.tied)
+        return Logits(self.reserved + self.vocab, self.bias, self.init, self.tied)
 
     def init_params(self, rng: Array) -> dict:
         """Parameters of the head."""
@@ -84,7 +89,11 @@ class Categorical:
         return self._net.init(rng, jnp.zeros((1, 1, self.width)), table)["params"]
 
     def outputs(self, params: dict, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """Logits; `params` holds "embedding" beside the head's own when it is tied."""
+        """Logits of the tokens."""
+        return self._all(params, hidden)[..., self.reserved :]
+
+    def _all(self, params, hidden):
+        # params hold "embedding" beside the head's own when it is tied
         own = {k: v for k, v in params.items() if k != "embedding"}
         return self._net.apply({"params": own}, hidden, params.get("embedding"))
 
@@ -98,7 +107,7 @@ class Categorical:
     ) -> tuple[Float[Array, "B S"], dict]:
         """Cross-entropy in nats per token; metrics {accuracy}."""
         del rng
-        logits = self.outputs(params, hidden)
+        logits, target = self._all(params, hidden), target + self.reserved
         picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         total = jax.nn.logsumexp(logits, axis=-1)
         nats = total - picked

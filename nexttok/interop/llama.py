@@ -4,26 +4,13 @@ ziqipang/RandAR, hp-l33/ARPG)."""
 import numpy as np
 
 from nexttok.generator import Generator
+from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
 
 
-def _fused(reader: Converter, name: str, width: int) -> dict:
-    """wqkv, rows ordered q, k, v."""
-    rows = np.split(reader.take(f"{name}.wqkv.weight", (3 * width, width)), 3)
-    parts = dict(zip(("wq", "wk", "wv"), rows, strict=True))
-    return {k: {"kernel": v.T} for k, v in parts.items()}
-
-
-def _mlp(reader, name, width, hidden):
-    return {
-        "fc1": reader.linear(f"{name}.w1", width, hidden, bias=False),
-        "fc3": reader.linear(f"{name}.w3", width, hidden, bias=False),
-        "fc2": reader.linear(f"{name}.w2", hidden, width, bias=False),
-    }
-
-
-def _scale(reader, name, width):
-    return {"scale": reader.take(f"{name}.weight", (width,))}
+def _mlp(reader, name, c):
+    names = {"fc1": f"{name}.w1", "fc3": f"{name}.w3", "fc2": f"{name}.w2"}
+    return blocks.mlp(reader, c.width, c.mlp_hidden, False, **names)
 
 
 def llamagen(state: dict[str, np.ndarray], gen: Generator) -> dict:
@@ -42,13 +29,13 @@ def llamagen(state: dict[str, np.ndarray], gen: Generator) -> dict:
 
     def block(i):
         name = f"layers.{i}"
-        attn = _fused(reader, f"{name}.attention", c.width)
+        attn = blocks.fused(reader, f"{name}.attention.wqkv", c.width, False)
         attn["proj"] = reader.linear(f"{name}.attention.wo", c.width, c.width, bias=False)
         return {
             "attn": attn,
-            "mlp": _mlp(reader, f"{name}.feed_forward", c.width, c.mlp_hidden),
-            "norm1": _scale(reader, f"{name}.attention_norm", c.width),
-            "norm2": _scale(reader, f"{name}.ffn_norm", c.width),
+            "mlp": _mlp(reader, f"{name}.feed_forward", c),
+            "norm1": blocks.scale(reader, f"{name}.attention_norm", c.width),
+            "norm2": blocks.scale(reader, f"{name}.ffn_norm", c.width),
         }
 
     embed = {
@@ -60,7 +47,7 @@ def llamagen(state: dict[str, np.ndarray], gen: Generator) -> dict:
     backbone = {
         "embed": embed,
         "trunk": {"blocks": stacked(block, c.depth)},
-        "final": {"norm": _scale(reader, "norm", c.width)},
+        "final": {"norm": blocks.scale(reader, "norm", c.width)},
     }
     head = {"logits": reader.linear("output", c.width, gen.spec.vocab, bias=False)}
     return reader.finish({"backbone": backbone, "head": head})
@@ -88,9 +75,9 @@ def arpg(state: dict[str, np.ndarray], gen: Generator) -> dict:
 
     def rest(name):
         return {
-            "mlp": _mlp(reader, f"{name}.ffn", c.width, c.mlp_hidden),
-            "norm1": _scale(reader, f"{name}.attn_norm", c.width),
-            "norm2": _scale(reader, f"{name}.ffn_norm", c.width),
+            "mlp": _mlp(reader, f"{name}.ffn", c),
+            "norm1": blocks.scale(reader, f"{name}.attn_norm", c.width),
+            "norm2": blocks.scale(reader, f"{name}.ffn_norm", c.width),
         }
 
     def content(i):
@@ -109,11 +96,11 @@ def arpg(state: dict[str, np.ndarray], gen: Generator) -> dict:
             "class_embedding": table[vocab + 1 : vocab + 2 + classes],
         },
         "content": {"blocks": stacked(content, c.depth)},
-        "memory_norm": _scale(reader, "layers.norm", c.width),
+        "memory_norm": blocks.scale(reader, "layers.norm", c.width),
         "wk": reader.linear("layers.to_k", c.width, c.width, bias=False),
         "wv": reader.linear("layers.to_v", c.width, c.width, bias=False),
         "blocks": stacked(cross, c.decoder_depth),
-        "final": {"norm": _scale(reader, "norm", c.width)},
+        "final": {"norm": blocks.scale(reader, "norm", c.width)},
     }
     head = {"logits": reader.linear("head", c.width, vocab, bias=False)}
     return reader.finish({"backbone": backbone, "head": head})

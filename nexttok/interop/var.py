@@ -3,22 +3,8 @@
 import numpy as np
 
 from nexttok.generator import Generator
+from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
-
-# VAR orders modulations (gate, gate, scale, scale, shift, shift); nn/transformer.py wants
-# (gate, gate, shift, scale, shift, scale).
-ORDER = (0, 1, 4, 2, 5, 3)
-
-
-def _modulation(values):
-    """Reorders the six parts of the last axis."""
-    parts = np.split(values, 6, axis=-1)
-    return np.concatenate([parts[i] for i in ORDER], axis=-1)
-
-
-def _adaln(reader, name, width):
-    layer = reader.linear(name, width, 6 * width)
-    return {k: _modulation(v) for k, v in layer.items()}
 
 
 def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:
@@ -37,8 +23,7 @@ def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:
     width, heads = c.width, c.width // c.head_dim
 
     def attention(name):
-        rows = np.split(reader.take(f"{name}.mat_qkv.weight", (3 * width, width)), 3)
-        parts = {k: {"kernel": v.T} for k, v in zip(("wq", "wk", "wv"), rows, strict=True)}
+        parts = blocks.fused(reader, f"{name}.mat_qkv", width, False)
         parts["wq"]["bias"] = reader.take(f"{name}.q_bias", (width,))
         parts["wv"]["bias"] = reader.take(f"{name}.v_bias", (width,))
         parts["proj"] = reader.linear(f"{name}.proj", width, width)
@@ -50,15 +35,14 @@ def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:
         name = f"blocks.{i}"
         params = {
             "attn": attention(f"{name}.attn"),
-            "mlp": {
-                "fc1": reader.linear(f"{name}.ffn.fc1", width, c.mlp_hidden),
-                "fc2": reader.linear(f"{name}.ffn.fc2", c.mlp_hidden, width),
-            },
+            "mlp": blocks.mlp(
+                reader, width, c.mlp_hidden, fc1=f"{name}.ffn.fc1", fc2=f"{name}.ffn.fc2"
+            ),
         }
         if c.adaln_shared:
             table = reader.take(f"{name}.ada_gss", (1, 1, 6, width)).reshape(-1)
-            return params | {"modulation": _modulation(table)}
-        return params | {"adaln": _adaln(reader, f"{name}.ada_lin.1", width)}
+            return params | {"modulation": blocks.modulation(table)}
+        return params | {"adaln": blocks.adaln(reader, f"{name}.ada_lin.1", width)}
 
     embed = {
         "project": reader.linear("word_embed", gen.spec.channels, width),
@@ -68,7 +52,7 @@ def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:
         "levels": reader.take("lvl_embed.weight", (len(gen.spec.scales), width)),
     }
     if c.adaln_shared:
-        embed["adaln"] = _adaln(reader, "shared_ada_lin.1", width)
+        embed["adaln"] = blocks.adaln(reader, "shared_ada_lin.1", width)
     backbone = {
         "embed": embed,
         "trunk": {"blocks": stacked(block, c.depth)},

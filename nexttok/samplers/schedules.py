@@ -10,7 +10,7 @@ from nexttok.plans import Plan
 from nexttok.steps import At
 
 SHAPES = ("constant", "linear", "cosine", "power")
-CLOCKS = ("step", "before", "after")
+CLOCKS = ("step", "before", "after", "masked")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Guidance:
       shape: constant (`end` throughout), linear, cosine ((1 - cos(pi x^power)) / 2) or power.
       power: exponent of the last two.
       clock: x = k / (K - 1) over steps ("step": VAR, xAR); known / N before the step ("before":
-        RandAR) or after it ("after": MAR, ARPG).
+        RandAR) or after it ("after": ARPG; "masked": MAR, which never counts the last token).
     """
 
     end: float
@@ -48,9 +48,10 @@ class Guidance:
         done, total = at.first, plan.length
         if self.clock == "step":
             done, total = at.index, max(plan.calls - 1, 1)
-        elif self.clock == "after":
+        elif self.clock != "before":
             done = at.first + at.count
-        x = jnp.asarray(done, jnp.float32) / total
+        x = jnp.asarray(done, jnp.float32)
+        x = (jnp.minimum(x, total - 1) if self.clock == "masked" else x) / total
         if self.shape != "linear":
             x = x**self.power
         if self.shape == "cosine":
