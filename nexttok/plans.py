@@ -46,11 +46,13 @@ class Plan:
       sizes: tokens per step; they sum to N.
       kind: "fixed", "random" (an order is drawn per sample; `order` is one example) or
         "confidence" (the sampler chooses, step by step).
+      config: what the plan was made of, for `after`.
     """
 
     order: Int[np.ndarray, "N"]
     sizes: tuple[int, ...]
     kind: str = "fixed"
+    config: PlanConfig | None = None
 
     def __post_init__(self):
         n = len(self.order)
@@ -93,7 +95,23 @@ class Plan:
         check(1 <= tokens <= self.length, "sample.tokens", tokens, f"1 .. {self.length}")
         ends = np.minimum(np.cumsum(self.sizes), tokens)
         sizes = np.diff(ends, prepend=0)
-        return Plan(self.order[:tokens], tuple(int(s) for s in sizes if s), self.kind)
+        return Plan(self.order[:tokens], tuple(int(s) for s in sizes if s), self.kind, self.config)
+
+    def after(self, given: int) -> "Plan":
+        """The plan when the first `given` tokens of a free order are known: one step gives them,
+        the schedule, of at most as many steps as tokens are left, the rest.
+
+        Raises:
+          ConfigError: the order is fixed, or nothing is left.
+        """
+        if not given:
+            return self
+        check(self.kind != "fixed" and given < self.length, "sample.mask", given,
+              f"fewer than {self.length} known tokens, and a plan of free order")  # fmt: skip
+        left = self.length - given
+        steps = min(self.config.steps or self.length, left)
+        rest = scheduled(dataclasses.replace(self.config, steps=steps), left)
+        return Plan(self.order, (given, *rest), self.kind, self.config)
 
 
 def raster(config: PlanConfig, spec: TokenSpec) -> Plan:
@@ -175,13 +193,13 @@ def whole(config: PlanConfig, spec: TokenSpec) -> Plan:
 def random(config: PlanConfig, spec: TokenSpec) -> Plan:
     """A random order per sample, in the steps of a schedule (RandAR, ARPG, MAR)."""
     sizes = scheduled(config, spec.length)
-    return Plan(np.arange(spec.length, dtype=np.int32), sizes, "random")
+    return Plan(np.arange(spec.length, dtype=np.int32), sizes, "random", config)
 
 
 def confidence(config: PlanConfig, spec: TokenSpec) -> Plan:
     """The surest tokens first, in the steps of a schedule (MaskGIT)."""
     sizes = scheduled(config, spec.length)
-    return Plan(np.arange(spec.length, dtype=np.int32), sizes, "confidence")
+    return Plan(np.arange(spec.length, dtype=np.int32), sizes, "confidence", config)
 
 
 def equal(tokens: int, size: int) -> Plan:

@@ -128,13 +128,12 @@ class Categorical:
         """Draws ids by Gumbel-max from guided, then warped logits.
 
         Returns:
-          ids and the log-probability of each under what it was drawn from.
+          ids and the log-probability of each before warping, which confidences compare.
         """
         logits = self.outputs(params, cond)
         if uncond is not None:
             logits = guidance.cfg(logits, self.outputs(params, uncond), scale)
-        logits = draw.warp(logits)
-        ids = jax.random.categorical(rng, logits, axis=-1).astype(jnp.int32)
+        ids = jax.random.categorical(rng, draw.warp(logits), axis=-1).astype(jnp.int32)
         picked = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         return ids, picked - jax.nn.logsumexp(logits, axis=-1)
 

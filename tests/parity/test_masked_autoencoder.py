@@ -3,7 +3,8 @@
 Fixtures: LTH14/mar models/{mar,diffloss}.py with width 64, 2 + 2 blocks, 4 class slots, a 4 x 4
 grid of 4 channels, an 8-step sampler and a head of 2 blocks of width 32; OliverRensu/xAR
 models/{xar,rope,sampler}.py with width 32, 1 + 1 blocks, its fixed 4 cells of 64 tokens of 16
-channels, 4 solver steps. Every parameter was overwritten by `official.seeded`; all random draws were fed in.
+channels, 4 solver steps. Every parameter was overwritten by `official.seeded`; all random draws
+were fed in.
 """
 
 import jax
