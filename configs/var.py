@@ -1,10 +1,10 @@
-"""Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction (VAR, Tian et
-al., 2024).
+"""Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction (VAR, Tian
+et al., 2024).
 
     python -m nexttok.main --config=configs/var.py --workdir=runs/var
 
 Variants (`--config=configs/var.py:<variant>`):
-  digits   (default) maps of side 1, 2, 4 of handwritten digits.
+  digits   (default) maps of side 1, 2, 3, 4 of scikit-learn's handwritten digits.
   tiny     the whole path, training to pictures, in under a minute.
   imagenet256_d16 | imagenet256_d20 | imagenet256_d24 | imagenet256_d30 | imagenet512_d36
            the released models (310 M, 600 M, 1.0 B, 2.0 B, 2.3 B) for ImageNet through TFDS.

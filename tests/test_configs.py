@@ -159,7 +159,7 @@ def test_no_key_that_is_read_is_undeclared(spec):
     ],
 )
 def test_impossible_values_are_refused(key, value, message):
-    config = load_config(str(FILES[0]))
+    config = load_config(str(ROOT / "configs" / "flextok.py"))
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=message):
         experiment.resolve(config)
