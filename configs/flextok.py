@@ -5,7 +5,7 @@
 Variants (`--config=configs/flextok.py:<variant>`):
   digits   (default) 8 tokens of 1,600 ids for scikit-learn's handwritten digits.
   tiny     the whole path, training to pictures, in under a minute.
-  photos   64 x 64 crops of photographs, an f4 autoencoder trained first.
+  photos   32 x 32 crops of photographs, an f4 autoencoder trained first.
   imagenet256_d12_d12 | imagenet256_d18_d18 | imagenet256_d18_d28
            the released tokenizers (256 tokens of 64,000 ids, f8 16-channel VAE) with the paper's
            class-conditional generator, for ImageNet prepared through TFDS.
@@ -95,13 +95,13 @@ def tiny(config):
 
 
 def photos(config):
-    """Tokens of an f2 autoencoder's latents, so that every stage of the paper is there."""
+    """Tokens of an f4 autoencoder's latents, so that every stage of the paper is there."""
     config.stages = ("latent", "tokenizer", "generator")
     config.data.update(source="photos", resolution=32, channels=3, num_classes=1, augment="none")
-    config.latent = autoencoder(width=32, multipliers=(1, 2), blocks=1, latent_channels=8)
-    config.latent.update(groups=8, scaling_factor=1.0, kl_weight=1e-3)
+    config.latent = autoencoder(width=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4)
+    config.latent.update(groups=8, scaling_factor=1.0, kl_weight=1e-2)
     config.train.latent.update(steps=600, batch_size=32, optimizer="adamw", learning_rate=2e-3)
-    config.tokenizer.update(registers=32, levels=(8, 8, 8, 5, 5), guidance=1.0)
+    config.tokenizer.update(registers=32, levels=(8, 8, 8, 5, 5), patch=2, guidance=1.0)
     config.eval.samples = 400
 
 

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 from nexttok import train
 from nexttok.config import ConfigError
 from nexttok.experiment import Experiment
+from nexttok.interop import lpips
 from nexttok.mesh import batch_sharding, make_mesh, use_mesh
-from nexttok.stages import abstract_params, check_batches, frozen_for, make_task
+from nexttok.stages import (
+    abstract_params,
+    check_batches,
+    frozen_for,
+    make_task,
+    perceptual_checkpoint,
+)
 
 log = logging.getLogger("nexttok")
 

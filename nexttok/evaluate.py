@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nexttok import plans
-from nexttok.config import build
+from nexttok import sampling
 from nexttok.data.loader import load_source, make_loader
 from nexttok.evals import frechet, metrics
 from nexttok.evals.classifier import class_agreement, train_classifier
 from nexttok.evals.memorization import memorization
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
-from nexttok.samplers.executor import generate
-from nexttok.steps import random_order
 from nexttok.tokens import Tokens
 
 
@@ -71,51 +68,14 @@ class Models:
         return lambda tokens, label: loss(self.params["generator"], tokens, label).mean(-1)
 
     @functools.cached_property
-    def plan(self) -> plans.Plan:
-        """The plan that is sampled."""
-        exp = self.experiment
-        config, spec = exp.config.generator.plan, exp.generator.spec
-        plan = exp.generator.plan
-        if exp.sample.steps:
-            section = config.copy_and_resolve_references()
-            section.steps = exp.sample.steps
-            plan = plans.make(build(plans.PlanConfig, section, "generator.plan"), spec)
-        return plan.prefix(exp.sample.tokens or spec.length)
-
-    @functools.cached_property
     def sample(self):
         """(labels [B], key) -> tokens [B, n, ...], `config.sample.tokens` of them (all, when 0)."""
-        gen, tokenizer, cfg = (
-            self.experiment.generator,
-            self.experiment.tokenizer,
-            self.experiment.sample,
-        )
-        plan, strength = self.plan, cfg.strength
-        scale = None if strength.off else lambda at: strength.scale(at, plan)
+        sample = sampling.sampler(self.experiment)
 
-        @jax.jit
-        def sample(params, label, key):
-            batch, n = len(label), plan.length
-            state = gen.init_cache(batch * (1 if scale is None else 2), plan)
-            advance = None
-            if gen.spec.scales:
-                coarse, values = tokenizer.start(batch)
-                state = (state, coarse, values)
-                advance = functools.partial(tokenizer.advance, params["tokenizer"])
-            discrete = gen.spec.vocab > 0
-            blank = (
-                jnp.zeros((batch, n), jnp.int32) if discrete
-                else jnp.zeros((batch, n, gen.spec.channels))
-            )  # fmt: skip
-            order = None
-            if plan.kind == "random":
-                order = random_order(stream(key, "order"), batch, n)
-            step = gen.step(
-                params["generator"], label, plan, cfg.draw, scale, cfg.confidence, advance
-            )
-            return generate(step, plan, blank, state, key, order)[0]
+        def run(label, key):
+            return sample(self.params, label, key, sampling.blank(self.experiment, len(label)))
 
-        return lambda label, key: sample(self.params, label, key)
+        return run
 
 
 def held_out(experiment: Experiment, limit: int) -> dict[str, np.ndarray]:
@@ -247,6 +207,6 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
         "prefixes": rows,
         "memorization": memorization(drawn[made], reference),
         "classifier_accuracy": float(classifier.accuracy),
-        "network_calls": models.experiment.generator.network_calls(models.plan),
+        "network_calls": exp.generator.network_calls(sampling.sampled_plan(exp)),
     }
     return results, {"labels": labels, "images": drawn}

@@ -40,6 +40,8 @@ class SampleConfig:
     guidance_clock: str
     confidence: float
     steps: int
+    source: str
+    mask: str
 
     @property
     def strength(self) -> Guidance:
@@ -57,6 +59,8 @@ class SampleConfig:
     def __post_init__(self):
         check(self.confidence >= 0, "sample.confidence", self.confidence, "at least 0")
         check(self.steps >= 0, "sample.steps", self.steps, "at least 0 (0 for the plan's own)")
+        both = bool(self.source) == bool(self.mask)
+        check(both, "sample.mask", self.mask, "a picture beside sample.source, or '' without one")
         _ = self.strength
         check(self.per_class >= 1, "sample.per_class", self.per_class, "at least 1")
         check(self.tokens >= 0, "sample.tokens", self.tokens, "at least 0 (0 for all)")

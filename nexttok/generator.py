@@ -199,6 +199,7 @@ class Generator:
         scale: Callable[[At], Array] | None = None,
         confidence: float = 0.0,
         advance: Callable[..., Any] | None = None,
+        forced: tuple[Array, Array] | None = None,
     ) -> Step:
         """The executor's step (samplers/executor.py): slots, network, guidance, sampling.
 
@@ -211,9 +212,10 @@ class Generator:
             unconditional examples run as one batch of 2B: the cache must have been made for 2B.
           confidence: see contexts/mask.py.
           advance: of a tokenizer with scales.
+          forced: (known [N], tokens [B, N, ...]), both by index: known tokens replace drawn ones.
         """
         labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
-        weights = self.head_params(params)
+        weights, order = self.head_params(params), jnp.asarray(plan.order)
 
         def net(slots, cache):
             slots = slots if scale is None else slots.twice()
@@ -223,7 +225,12 @@ class Generator:
 
         def sample(hidden, other, at, key):
             strength = jnp.ones(()) if scale is None else scale(at)
-            return self.head.sample(weights, hidden, other, key, strength, draw)
+            drawn, sure = self.head.sample(weights, hidden, other, key, strength, draw)
+            if forced is not None:
+                places = jax.lax.dynamic_slice_in_dim(order, at.first, at.size)
+                keep, true = forced[0][places][None], forced[1][:, places]
+                drawn = jnp.where(keep if drawn.ndim == 2 else keep[..., None], true, drawn)
+            return drawn, sure
 
         def velocity(hidden, other, at):
             cond = self.head.velocity(weights, hidden)

@@ -29,7 +29,7 @@ def load_config(spec: str) -> ConfigDict:
     path = pathlib.Path(name)
     if path.suffix != ".py" or not path.is_file():
         known = ", ".join(sorted(f"configs/{p.name}" for p in pathlib.Path("configs").glob("*.py")
-                                 if p.stem not in ("__init__", "common")))  # fmt: skip
+                                 if "VARIANTS" in p.read_text()))  # fmt: skip
         raise ConfigError(f"--config = {spec!r}: expected a config file, such as {known}")
     root = str(path.resolve().parent.parent)  # so that a config finds configs.common
     if root not in sys.path:

@@ -52,7 +52,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"conv_out/kernel$", (None, None, None, None)),
     (r"conv\w*/kernel$", (None, None, None, "embed")),
     (r"(patch_embed|from_latents|time1|time2|to_patches|to_latents|out)/kernel$", (None, None)),
-    (r"bias$", (None,)),
+    (r"(bias|offset)$", (None,)),
 )
 
 

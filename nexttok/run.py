@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nexttok import evaluate, train
+from nexttok import editing, evaluate, train
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import make_loader
@@ -242,9 +242,15 @@ def summary(found: dict) -> str:
 
 
 def run_sample(exp: Experiment, workdir: str) -> None:
-    """Draws `config.sample.per_class` images of every class: pictures/ and samples.npz."""
+    """Draws `config.sample.per_class` images of every class: pictures/ and samples.npz.
+
+    With `config.sample.source` a picture is edited instead (see editing.py).
+    """
     check(exp.generator is not None, "stages", tuple(exp.config.stages), "stages with a generator")
     models = models_of(exp, load_models(exp, workdir))
+    if exp.sample.source:
+        editing.edit(models, workdir)
+        return
     count = exp.sample.per_class * exp.data.num_classes
     labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")

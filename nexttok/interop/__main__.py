@@ -1,0 +1,46 @@
+"""Released checkpoints in.
+
+    python -m nexttok.interop --system=var --checkpoint=var_d16.pth \\
+        --config=configs/var.py:imagenet256_d16 --out=runs/var_d16
+    python -m nexttok.interop --system=var_vqvae --checkpoint=vae_ch160v4096z32.pth \\
+        --config=configs/var.py:imagenet256_d16 --out=runs/var_d16
+    python -m nexttok.main --config=configs/var.py:imagenet256_d16 --workdir=runs/var_d16 \\
+        --mode=sample
+
+Reads .safetensors, .npz, flax .msgpack, and PyTorch files without running the code in them.
+"""
+
+import argparse
+import sys
+
+from nexttok.config import ConfigError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Converts one file; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nexttok.interop", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--system", required=True, help="what the file is; an unknown name lists all"
+    )
+    parser.add_argument("--checkpoint", required=True, help="the released file")
+    parser.add_argument("--config", default="", help="configs/<paper>.py:<variant> of its size")
+    parser.add_argument("--out", required=True, help="workdir to write")
+    args = parser.parse_args(argv)
+
+    from nexttok import importing, main  # jax loads here: --help stays instant
+
+    try:
+        exp = importing.resolved(args.system, args.config, main.load_config)
+        path, count = importing.import_checkpoint(args.system, args.checkpoint, exp, args.out)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {path}: {count:,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

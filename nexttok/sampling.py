@@ -1,0 +1,112 @@
+"""Sampling an experiment's generator: plan, order, cache, guidance, and what is known before."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from nexttok import plans
+from nexttok.config import build, check
+from nexttok.experiment import Experiment
+from nexttok.rng import stream
+from nexttok.samplers.executor import generate
+from nexttok.steps import random_order
+
+
+def sampled_plan(exp: Experiment) -> plans.Plan:
+    """The plan of `config.sample`: the trained one, in `steps` steps, of the first `tokens`."""
+    config, spec = exp.config.generator.plan, exp.generator.spec
+    plan = exp.generator.plan
+    if exp.sample.steps:
+        section = config.copy_and_resolve_references()
+        section.steps = exp.sample.steps
+        plan = plans.make(build(plans.PlanConfig, section, "generator.plan"), spec)
+    return plan.prefix(exp.sample.tokens or spec.length)
+
+
+def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
+    """A jitted (params, label [B], key, given [B, N, ...]) -> tokens [B, n, ...].
+
+    Args:
+      exp: the experiment; params are {tokenizer, generator}.
+      known: tokens that are given and stay. A plan of free order starts from them; along a fixed
+        order each is put in place of what was drawn. None draws everything and ignores `given`.
+
+    Raises:
+      ConfigError: known tokens with a context that cannot keep them.
+    """
+    gen, cfg, plan = exp.generator, exp.sample, sampled_plan(exp)
+    count = 0
+    if known is not None:
+        kept = "a model with plan scales, random or confidence"
+        check(plan.length == gen.spec.length, "sample.tokens", plan.length, "0 to edit an image")
+        fits = plan.kind != "fixed" or bool(gen.spec.scales)
+        check(fits, "generator.plan.name", exp.config.generator.plan.name, kept)
+        count = int(known.sum()) if plan.kind != "fixed" else 0
+    steps = plan.after(count)
+    strength = cfg.strength
+    scale = None if strength.off else lambda at: strength.scale(at, steps)
+
+    @jax.jit
+    def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> Array:
+        batch = len(label)
+        state = gen.init_cache(batch * (1 if scale is None else 2), steps, count)
+        advance = None
+        if gen.spec.scales:
+            state = (state, *exp.tokenizer.start(batch))
+            advance = functools.partial(exp.tokenizer.advance, params["tokenizer"])
+        order = None
+        if plan.kind != "fixed":
+            first = None if known is None else jnp.asarray(known)
+            order = random_order(stream(key, "order"), batch, plan.length, first)
+        step = gen.step(
+            params["generator"], label, steps, cfg.draw, scale, cfg.confidence, advance,
+            forced=None if known is None or count else (jnp.asarray(known), given),
+        )  # fmt: skip
+        return generate(step, steps, given[:, : plan.length], state, key, order, count)[0]
+
+    return sample
+
+
+def blank(exp: Experiment, batch: int) -> Int[Array, "B N"] | Float[Array, "B N C"]:
+    """Tokens of which nothing is read."""
+    spec = exp.generator.spec
+    if spec.vocab:
+        return jnp.zeros((batch, spec.length), jnp.int32)
+    return jnp.zeros((batch, spec.length, spec.channels))
+
+
+def known_tokens(exp: Experiment, mask: Float[np.ndarray, "H W"]) -> Bool[np.ndarray, "N"]:
+    """Tokens that a mask leaves alone.
+
+    Args:
+      exp: gives the token grid, or the scales of a pyramid.
+      mask: 1 where the picture is to be drawn anew, 0 where it stays.
+
+    Returns:
+      True where nothing of a token's cell is masked; in a pyramid, where less than half is.
+
+    Raises:
+      ConfigError: tokens without a place in the picture.
+    """
+    spec = exp.generator.spec
+    flat = len(spec.grid) == 2 or bool(spec.scales)
+    check(flat, "sample.mask", exp.sample.mask, "'', as these tokens have no place in the picture")
+    if not spec.scales:
+        return (_cells(mask, *spec.grid) == 0).reshape(-1)
+    return np.concatenate([(_cells(mask, s, s) < 0.5).reshape(-1) for s in spec.scales])
+
+
+def _cells(mask, rows, columns):
+    """Mean of the mask over the cells of a grid."""
+    edges = [np.linspace(0, n, k + 1) for n, k in zip(mask.shape, (rows, columns), strict=True)]
+    lows = [np.floor(e[:-1]).astype(int) for e in edges]
+    highs = [np.ceil(e[1:]).astype(int) for e in edges]
+    return np.asarray(
+        [
+            [mask[a:b, c:d].mean() for c, d in zip(lows[1], highs[1], strict=True)]
+            for a, b in zip(lows[0], highs[0], strict=True)
+        ]
+    )

@@ -1,0 +1,71 @@
+"""Every config's tiny variant: a few training steps to pictures and numbers, then sampling."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.io import imread
+
+from nexttok.main import main
+from tests.test_configs import FILES
+
+SMALL = [
+    "--config.train.tokenizer.steps=2", "--config.train.generator.steps=2",
+    "--config.train.tokenizer.warmup=1", "--config.train.generator.warmup=1",
+    "--config.train.tokenizer.log_every=1", "--config.train.generator.log_every=1",
+    "--config.train.tokenizer.save_every=2", "--config.train.generator.save_every=2",
+    "--config.train.tokenizer.batch_size=8", "--config.train.generator.batch_size=8",
+    "--config.eval.images=20", "--config.eval.samples=20", "--config.eval.batch_size=20",
+    "--config.eval.classifier_steps=2", "--config.cached_passes=1",
+]  # fmt: skip
+EDITORS = ("var", "maskgit", "mar", "randar", "arpg")
+
+
+def edit(args, workdir, code=0):
+    """Asks for the lower half of a digit, as every class."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (16, 16), np.uint8)).save(workdir / "source.png")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[8:] = 255
+    Image.fromarray(mask).save(workdir / "mask.png")
+    extra = [f"--config.sample.{n}={workdir}/{n}.png" for n in ("source", "mask")]
+    if code:
+        with pytest.raises(SystemExit):
+            main([*args, *extra])
+        return None
+    main([*args, *extra])
+    assert imread(workdir / "pictures" / "editing.png").std() > 1
+    with np.load(workdir / "edited.npz") as saved:
+        return dict(saved)
+
+
+QUICK = ("maskgit", "mar", "var")  # one context each; the rest take minutes
+CASES = [
+    pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in FILES
+]
+
+
+@pytest.mark.parametrize("path", CASES)
+def test_the_tiny_variant_runs_to_pictures_and_samples(path, tmp_path):
+    args = [f"--config={path}:tiny", f"--workdir={tmp_path}", *SMALL]
+    main(args)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["reconstruction"]["images"] == 20
+    assert found["samples"]["network_calls"] >= 3
+    for name in ("reconstructions", "samples"):
+        assert imread(tmp_path / "pictures" / f"{name}.png").std() > 1
+    main([*args, "--mode=sample", "--config.sample.per_class=1"])
+    with np.load(tmp_path / "samples.npz") as saved:
+        assert saved["images"].shape == (10, 16, 16, 1)
+        assert np.isfinite(saved["images"]).all()
+    args = [*args, "--mode=sample", "--config.sample.per_class=2"]
+    if path.stem not in EDITORS:
+        edit(args, tmp_path, code=2)
+        return
+    edited = edit(args, tmp_path)
+    known, tokens = edited["known"], edited["tokens"]
+    assert 0 < known.sum() < len(known)
+    kept = tokens[:, known].reshape(len(tokens), -1)
+    assert (kept == kept[:1]).all()  # what was not masked is the same in every sample
+    assert len(np.unique(tokens[:, ~known].reshape(len(tokens), -1), axis=0)) > 1
