@@ -22,7 +22,9 @@ def unit(x: Float[Array, "*n C"]) -> Float[Array, "*n C"]:
 def nearest(z: Float[Array, "M C"], codebook: Float[Array, "V C"]) -> Int[Array, "M"]:
     """Index of the nearest row in squared distance; the first wins ties. float32 throughout."""
     z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
-    scores = jnp.square(codebook).sum(-1)[None, :] - 2.0 * z @ codebook.T
+    scores = jnp.square(codebook).sum(-1)[None, :] - 2.0 * jnp.matmul(
+        z, codebook.T, precision="highest"
+    )
     return jnp.argmin(scores, -1).astype(jnp.int32)
 
 

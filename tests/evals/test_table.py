@@ -1,0 +1,40 @@
+"""The table of finished runs."""
+
+import json
+
+import pytest
+
+from nexttok.config import ConfigError
+from nexttok.evals import table
+
+
+def run(root, name, **samples):
+    """A workdir with what the table reads."""
+    root.mkdir()
+    parts = {p: {"name": p} for p in ("plan", "context", "head")}
+    config = {"tokenizer": {"name": "vqgan", "bottleneck": "vq"}, "generator": parts}
+    prefixes = [{"tokens": 16, "class_agreement": 0.9, "frechet_distance": 0.25}]
+    results = {"name": name, "samples": {"network_calls": 8, "prefixes": prefixes} | samples}
+    (root / "config.json").write_text(json.dumps(config))
+    (root / "results.json").write_text(json.dumps(results))
+    return str(root)
+
+
+def test_rows_come_from_the_files_and_the_readme_is_rewritten_in_place(tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+    assert table.main([run(tmp_path / "a", "var"), f"--write={readme}"]) == 0
+    cells = "| var | vqgan (vq) | plan | context | head | 16 | 8 | 0.900 | 0.25 |"
+    assert cells in capsys.readouterr().out
+    text = readme.read_text()
+    assert cells in text
+    assert "old" not in text
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
+    assert table.main([str(tmp_path)]) == 2
+    assert "finished run" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="with <!-- systems"):
+        table.write(str(tmp_path / "none.md"), "")
