@@ -101,8 +101,9 @@ def photos(config):
     config.latent = autoencoder(width=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4)
     config.latent.update(groups=8, scaling_factor=1.0, kl_weight=1e-2)
     config.train.latent.update(steps=600, batch_size=32, optimizer="adamw", learning_rate=2e-3)
-    config.tokenizer.update(registers=32, levels=(8, 8, 8, 5, 5), patch=2, guidance=1.0)
-    config.eval.samples = 400
+    config.tokenizer.update(registers=32, levels=(8, 8, 8, 5), patch=2, guidance=1.0)
+    config.train.generator.update(steps=400, batch_size=64)
+    config.eval.update(images=100, samples=200)
 
 
 def imagenet(config, encoder, decoder):
