@@ -4,7 +4,9 @@
 
 Variants (`--config=configs/nbp.py:<variant>`):
   digits   (default) rows of 4 tokens a step for scikit-learn's handwritten digits.
-  tiny     the whole path, training to pictures, in under a minute.
+  video    8 frames of 32 x 32 moving shapes: 4 x 4 x 4 tokens, the same rows a step.
+  tiny | tiny_video
+           the whole path, training to pictures, in under a minute.
   imagenet256_base | imagenet256_xl | imagenet256_3b
            the paper's transformers (700 M, 1.2 B, 3 B), rows of 16 tokens, for ImageNet.
 """
@@ -13,7 +15,9 @@ from configs import common, tokenizers
 
 # width, depth, head_dim
 SIZES = {"base": (1536, 24, 96), "xl": (2048, 24, 64), "3b": (3072, 32, 96)}
-VARIANTS = ("digits", "tiny", "imagenet256_base", "imagenet256_xl", "imagenet256_3b")
+VARIANTS = (
+    "digits", "video", "tiny", "tiny_video", "imagenet256_base", "imagenet256_xl", "imagenet256_3b",
+)  # fmt: skip
 
 
 def get_config(variant="digits"):
@@ -25,8 +29,10 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizers.vqgan()
     config.generator = generator()
     common.digits(config)
-    if variant == "tiny":
-        common.tiny(config)
+    if variant.endswith("video"):
+        video(config)
+    if variant.startswith("tiny"):
+        tiny(config)
     elif variant.startswith("imagenet"):
         imagenet(config, *SIZES[variant.split("_")[1]])
     return config
@@ -45,6 +51,25 @@ def generator(**sizes):
         backbone=common.backbone(**(options | sizes)),
         class_dropout=0.1,
     )
+
+
+def video(config):
+    """Moving shapes through a 3D VQ-VAE; a class is the kind of the one large shape."""
+    config.data.update(
+        source="shapes", frames=8, resolution=32, channels=3, num_classes=6, augment="none"
+    )
+    config.tokenizer = tokenizers.video()
+    config.cached_passes = 1  # 50,000 clips
+    config.train.tokenizer.update(steps=1000, batch_size=32)
+    config.train.generator.update(batch_size=32)
+
+
+def tiny(config):
+    """As everywhere; a video tokenizer has its own sizes."""
+    common.tiny(config)
+    if config.tokenizer.name == "video":
+        config.tokenizer = tokenizers.video(width=16, groups=4, stride=(4, 8, 8))
+        config.cached_passes = 0
 
 
 def imagenet(config, width, depth, head_dim):

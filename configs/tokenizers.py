@@ -75,3 +75,13 @@ def multiscale_f16(sides):
         groups=32, latent_channels=32, codebook_size=4096, sides=sides, perceptual_weight=1.0,
         adversarial_weight=0.5, discriminator_start=20_000,
     )  # fmt: skip
+
+
+def video(**changes):
+    """A 3D VQ-VAE at the size of the moving shapes: 256 unit codes, each of 2 x 8 x 8 pixels."""
+    keys = dict(
+        name="video", width=48, stride=(2, 8, 8), blocks=1, heads=2, groups=8, latent_channels=8,
+        codebook_size=256, normalize=True, beta=0.25, entropy_weight=0.0, reconstruction="l2",
+        reconstruction_weight=4.0,
+    )  # fmt: skip
+    return section(**(keys | changes))

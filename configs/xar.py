@@ -6,6 +6,7 @@
 Variants (`--config=configs/xar.py:<variant>`):
   digits       (default) 4 cells of 4 continuous tokens for scikit-learn's handwritten digits.
   subsamples   the same with interleaved grids instead of cells.
+  scales       maps of side 1, 2 and 4 of the same latents, coarse to fine.
   whole        the whole image as one entity (a flow matching model without autoregression).
   tiny         the whole path, training to pictures, in under a minute.
   imagenet256_b | imagenet256_l | imagenet256_h
@@ -22,7 +23,8 @@ SIZES = {
     "h": (1280, 20, 80, 3413, 50, 2.2),
 }
 VARIANTS = (
-    "digits", "subsamples", "whole", "tiny", "imagenet256_b", "imagenet256_l", "imagenet256_h",
+    "digits", "subsamples", "scales", "whole", "tiny", "imagenet256_b", "imagenet256_l",
+    "imagenet256_h",
 )  # fmt: skip
 
 
@@ -40,6 +42,9 @@ def get_config(variant="digits"):
         config.generator.plan = common.plan(variant, block=2 if variant == "subsamples" else 0)
         if variant == "whole":  # one step: nothing grows
             config.sample.guidance_shape = "constant"
+    elif variant == "scales":
+        config.tokenizer = tokenizers.kl(name="pyramid", sides=(1, 2, 4))
+        config.generator.plan = common.plan("scales")
     elif variant == "tiny":
         common.tiny(config)
     elif variant.startswith("imagenet"):

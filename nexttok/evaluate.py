@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import time
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from nexttok.data.loader import load_source, make_loader
 from nexttok.evals import frechet, metrics
 from nexttok.evals.classifier import class_agreement, train_classifier
 from nexttok.evals.memorization import memorization
+from nexttok.evals.videos import frames, strip
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.tokens import Tokens
@@ -128,8 +131,8 @@ def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]
         row = {"tokens": length}
         if vocab:
             row["bits"] = float(metrics.bits_per_image(length, vocab))
-        row["psnr"] = float(np.mean(metrics.psnr(images, out)))
-        row["ssim"] = float(np.mean(metrics.ssim(images, out)))
+        row["psnr"] = float(np.mean(metrics.psnr(frames(images), frames(out))))
+        row["ssim"] = float(np.mean(metrics.ssim(frames(images), frames(out))))
         rows.append(row)
     found = {"images": len(images), "prefixes": rows}
     if vocab:
@@ -157,12 +160,16 @@ def likelihood(models: Models, images: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def judge(experiment: Experiment, test: dict[str, np.ndarray]):
-    """The classifier of the real data in whose features and labels samples are judged."""
+    """The classifier of the real data in whose features and labels samples are judged.
+
+    It sees a video as the strip of its frames.
+    """
     cfg = experiment.data
     batches = make_loader(cfg, "train", 128, experiment.config.seed + 1)
+    pictures = ({**batch, "image": strip(batch["image"])} for batch in batches)
     try:
         return train_classifier(
-            batches, test["image"], test["label"], cfg.num_classes,
+            pictures, strip(test["image"]), test["label"], cfg.num_classes,
             experiment.eval.classifier_steps, experiment.config.seed,
         )  # fmt: skip
     finally:
@@ -170,9 +177,9 @@ def judge(experiment: Experiment, test: dict[str, np.ndarray]):
 
 
 def train_images(experiment: Experiment, limit: int) -> np.ndarray:
-    """The first `limit` training images, not augmented."""
+    """The first `limit` training images, not augmented (videos as strips)."""
     source = load_source(experiment.data, "train", experiment.config.seed)
-    return np.stack([source[i]["image"] for i in range(min(limit, len(source)))])
+    return strip(np.stack([source[i]["image"] for i in range(min(limit, len(source)))]))
 
 
 def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tuple[dict, dict]:
@@ -180,33 +187,52 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
 
     Returns:
       Results (class agreement and Frechet distance by length, memorization at full length), and
-      images by length with their labels.
+      images (or videos) by length with their labels.
     """
     exp = models.experiment
     count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
     labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
     ids = batched(models.sample, size, labels, key=stream(key, "ids"))
     made = ids.shape[1]
-    real = classifier.features(test["image"])
+    real = classifier.features(strip(test["image"]))
     rows, drawn = [], {}
     for length in [n for n in models.lengths if n < made] + [made]:
         out = batched(
             lambda i, k, n=length: models.decode(i, n, k), size, ids, key=stream(key, length)
         )
         drawn[length] = out
+        shown = strip(out)
         row = {
             "tokens": length,
-            "frechet_distance": float(frechet.frechet_distance(classifier.features(out), real)),
+            "frechet_distance": float(frechet.frechet_distance(classifier.features(shown), real)),
         }
         if exp.data.num_classes > 1:
-            row["class_agreement"] = float(class_agreement(classifier, out, labels))
+            row["class_agreement"] = float(class_agreement(classifier, shown, labels))
         rows.append(row)
     reference = train_images(exp, 5000)
     results = {
         "count": count,
         "prefixes": rows,
-        "memorization": memorization(drawn[made], reference),
+        "memorization": memorization(strip(drawn[made]), reference),
         "classifier_accuracy": float(classifier.accuracy),
         "network_calls": exp.generator.network_calls(sampling.sampled_plan(exp)),
     }
     return results, {"labels": labels, "images": drawn}
+
+
+def speed(models: Models, key) -> dict:
+    """Images a second of one batch, tokens and pixels, compiled before."""
+    exp = models.experiment
+    size = min(exp.eval.batch_size, exp.eval.samples)
+    labels = (np.arange(size) % exp.data.num_classes).astype(np.int32)
+    start = time.perf_counter()
+    tokens = models.sample(labels, key)
+    jax.block_until_ready(models.decode(tokens, tokens.shape[1], key))
+    seconds = time.perf_counter() - start
+    return {
+        "images_per_second": size / seconds,
+        "batch_size": size,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+    }

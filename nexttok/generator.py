@@ -79,6 +79,7 @@ class Generator:
             vocab=self.spec.vocab,
             channels=self.spec.channels,
             grid=self.spec.grid,
+            scales=self.spec.scales,
             slots=self.backbone.prefix + needs.slots,
             levels=needs.levels,
             classes=self.num_classes,

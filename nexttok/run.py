@@ -16,6 +16,7 @@ from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import make_loader
 from nexttok.evals import pictures, report, results
+from nexttok.evals.videos import save_animation, strip
 from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh, use_mesh
 from nexttok.rng import stream
@@ -179,6 +180,9 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
         classifier = evaluate.judge(exp, test)
         found["samples"], drawn = evaluate.samples(models, test, classifier, stream(key, "samples"))
         shown += draw_samples(exp, drawn, workdir)
+        speed = evaluate.speed(models, stream(key, "speed"))
+        # beside the results, which are the same on every machine and at every time
+        results.write_results(os.path.join(workdir, "speed.json"), speed)
     problems = evaluate.load_source(exp.data, "train", exp.config.seed).info.problems
     if problems:
         found["unreadable_files"] = len(problems)
@@ -194,7 +198,7 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
 def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> tuple[str, str, str]:
     """pictures/reconstructions.png: originals beside their prefixes."""
     rows = min(10, len(images))
-    grid = np.stack([images[:rows], *(d[:rows] for d in decoded.values())], axis=1)
+    grid = np.stack([strip(x[:rows]) for x in (images, *decoded.values())], axis=1)
     path = os.path.join(workdir, "pictures", "reconstructions.png")
     pictures.save_grid(
         path, grid, title="Held-out images and their first 1, 2, 4 ... tokens",
@@ -204,8 +208,12 @@ def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> tup
 
 
 def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, str, str]]:
-    """pictures/samples.png (per class) and pictures/growing.png (one sequence, growing prefix)."""
-    labels, images = drawn["labels"], drawn["images"]
+    """pictures/samples.png (per class) and pictures/growing.png (one sequence, growing prefix).
+
+    Of videos these show the frames side by side, and pictures/samples.gif shows them moving.
+    """
+    labels, videos = drawn["labels"], drawn["images"]
+    images = {n: strip(x) for n, x in videos.items()}
     names = evaluate.load_source(exp.data, "train", exp.config.seed).info.class_names
     classes = range(min(exp.data.num_classes, 20))
     final = images[max(images)]
@@ -221,10 +229,16 @@ def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, 
         growing_path, growing, row_labels=rows, col_labels=[str(n) for n in images],
         title="The same tokens, decoded at growing length",
     )  # fmt: skip
-    return [
+    shown = [
         ("Samples", "Generated images, one row per class.", samples_path),
         ("Growing prefixes", "One generated sequence per class, decoded early.", growing_path),
     ]
+    if exp.data.frames:
+        moving = os.path.join(workdir, "pictures", "samples.gif")
+        clips = videos[max(videos)]
+        save_animation(moving, np.stack([clips[labels == c][:each] for c in classes]))
+        shown.append(("Moving samples", "Generated videos, one row per class.", moving))
+    return shown
 
 
 def summary(found: dict) -> str:

@@ -40,9 +40,9 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     gen, cfg, plan = exp.generator, exp.sample, sampled_plan(exp)
     count = 0
     if known is not None:
-        kept = "a model with plan scales, random or confidence"
+        kept = "a model with plan random or confidence, or context upsample"
         check(plan.length == gen.spec.length, "sample.tokens", plan.length, "0 to edit an image")
-        fits = plan.kind != "fixed" or bool(gen.spec.scales)
+        fits = plan.kind != "fixed" or gen.inputs.levels > 0
         check(fits, "generator.plan.name", exp.config.generator.plan.name, kept)
         count = int(known.sum()) if plan.kind != "fixed" else 0
     steps = plan.after(count)
@@ -54,7 +54,7 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
         batch = len(label)
         state = gen.init_cache(batch * (1 if scale is None else 2), steps, count)
         advance = None
-        if gen.spec.scales:
+        if gen.inputs.levels:
             state = (state, *exp.tokenizer.start(batch))
             advance = functools.partial(exp.tokenizer.advance, params["tokenizer"])
         order = None

@@ -47,6 +47,17 @@ def _mask(**options):
 GRID, LINE = TokenSpec((2, 3), 5, 2), TokenSpec((6,), 5, 2, True)
 VALUES = TokenSpec((3, 3), 0, 2)
 
+
+def _xar(plan):
+    backbone = _two_stacks(
+        condition=("adaln",), embed_norm="rms", norm="rms", final_norm="rms", norm_affine=False,
+        positions=("learned", "rope"), adaln_gain=(1.0, 1.0),
+    )  # fmt: skip
+    return _parts(
+        plan, SECTION(name="noise"), SECTION(name="flow", steps=5, solver="sde"), backbone
+    )
+
+
 MAKERS = {
     "flextok": lambda: (
         _parts(common.plan(), SECTION(name="shift"), common.categorical(),
@@ -82,12 +93,8 @@ MAKERS = {
                SECTION(name="diffusion", width=16, depth=2, repeats=2, steps=5),
                _two_stacks(condition=("prefix",), prefix=3, embed_norm="layer",
                            output_positions=True, bias=True, mlp_bias=True)), VALUES),
-    "xar": lambda: (
-        _parts(common.plan("cells", block=2), SECTION(name="noise"),
-               SECTION(name="flow", steps=5, solver="sde"),
-               _two_stacks(condition=("adaln",), embed_norm="rms", norm="rms", final_norm="rms",
-                           norm_affine=False, positions=("learned", "rope"),
-                           adaln_gain=(1.0, 1.0))), TokenSpec((4, 4), 0, 2)),
+    "xar": lambda: (_xar(common.plan("cells", block=2)), TokenSpec((4, 4), 0, 2)),
+    "xar_scales": lambda: (_xar(common.plan("scales")), TokenSpec((21,), 0, 2, True, (1, 2, 4))),
 }  # fmt: skip
 
 

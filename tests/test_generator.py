@@ -156,6 +156,49 @@ def test_cached_decode_equals_teacher_forcing(name):
     np.testing.assert_allclose(jnp.concatenate(seen, axis=1), full, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["xar", "xar_scales"])
+def test_cached_velocities_equal_those_of_one_pass_over_clean_earlier_steps(name):
+    """Every step's first call (from noise) and a later one (from half of it, at time 0.5)."""
+    gen, tokens = make(name), tokens_of(name, 2)
+    label, params, plan = jnp.asarray([0, 2], jnp.int32), params_of(name), gen.plan
+    true = tokens.values[:, np.asarray(plan.order)]
+    noises, seen = [], []
+
+    @jax.jit
+    def apply(slots, cache):
+        return gen.network.apply({"params": params["backbone"]}, slots, label, cache)
+
+    def net(slots, cache):
+        with jax.disable_jit(False):
+            hidden, cache = apply(slots, cache)
+        return hidden, None, cache
+
+    def integrate(first, velocity, noise, key):
+        size = noise.shape[1]
+        seen.append((first, velocity(0.5 * noise, 0.5)))
+        start = sum(n.shape[1] for n in noises)
+        noises.append(noise)
+        return true[:, start : start + size]
+
+    calls = Calls(net, print, lambda hidden, other, at: hidden, integrate)
+    step = gen.context.step(plan, calls, 0)
+    with jax.disable_jit():
+        out, _ = generate(
+            step, plan, jnp.zeros_like(true), gen.init_cache(2, plan), jax.random.key(1)
+        )
+    np.testing.assert_allclose(out, tokens.values)
+    noise, first = jnp.concatenate(noises, axis=1), 0
+    for k, found in enumerate(seen):
+        mine = slice(first, first + plan.sizes[k])
+        for level, velocity in zip((1.0, 0.5), found, strict=True):
+            times = jnp.zeros((2, plan.calls)).at[:, k].set(level)
+            clean = jnp.where(jnp.asarray(plan.step_of_slot)[None, :, None] < k, true, 0.0)
+            lesson = gen.context.taught(plan, clean, times, noise)
+            full = predicted(gen, params, lesson, label)[:, mine]
+            np.testing.assert_allclose(velocity, full, rtol=1e-5, atol=2e-5)
+        first = mine.stop
+
+
 @pytest.mark.parametrize("name", ["flextok", "nbp_hybrid", "randar", "arpg"])
 def test_total_probability_is_one(name):
     section, spec = MAKERS[name]()
@@ -201,7 +244,7 @@ def sample(name, scale=None, seed=1, plan=None, draw=PLAIN, copies=None):
     def advance(coarse, ids, k):
         return coarse, jnp.ones((2, plan.sizes[k + 1], gen.spec.channels))
 
-    state = (cache, None, jnp.zeros((2, 1, gen.spec.channels))) if gen.spec.scales else cache
+    state = (cache, None, jnp.zeros((2, 1, gen.spec.channels))) if gen.inputs.levels else cache
     step = gen.step(params_of(name), label, plan, draw, strength, 4.5, advance)
     shape = (2, plan.length) if gen.spec.vocab else (2, plan.length, gen.spec.channels)
     blank = jnp.zeros(shape, jnp.int32 if gen.spec.vocab else jnp.float32)
@@ -222,7 +265,7 @@ def test_generates_in_the_stated_steps_and_guidance_of_one_is_neutral(name):
     # cells of rounding noise aside, guidance of 1 draws the same tokens
     np.testing.assert_allclose(plain, sample(name, 1.0)[0], rtol=1e-3, atol=1e-3)
     assert not np.allclose(plain, sample(name, seed=2)[0])
-    calls = {"xar": 20}.get(name, gen.plan.calls)
+    calls = {"xar": 20, "xar_scales": 15}.get(name, gen.plan.calls)
     assert gen.network_calls(gen.plan) == calls
 
 

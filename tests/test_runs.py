@@ -8,7 +8,7 @@ from PIL import Image
 from skimage.io import imread
 
 from nexttok.main import main
-from tests.test_configs import FILES
+from tests.test_configs import FILES, ROOT
 
 SMALL = [
     "--config.train.tokenizer.steps=2", "--config.train.generator.steps=2",
@@ -44,6 +44,21 @@ QUICK = ("maskgit", "mar", "var")  # one context each; the rest take minutes
 CASES = [
     pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in FILES
 ]
+
+
+@pytest.mark.slow
+def test_videos_train_to_moving_pictures(tmp_path):
+    args = [f"--config={ROOT}/configs/nbp.py:tiny_video", f"--workdir={tmp_path}", *SMALL[:-1]]
+    main(args)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["samples"]["network_calls"] >= 3
+    assert imread(tmp_path / "pictures" / "samples.png").std() > 1
+    with Image.open(tmp_path / "pictures" / "samples.gif") as clip:
+        assert clip.n_frames == 8
+    assert "image/gif" in (tmp_path / "report.html").read_text()
+    main([*args, "--mode=sample", "--config.sample.per_class=1"])
+    with np.load(tmp_path / "samples.npz") as saved:
+        assert saved["images"].shape == (6, 8, 32, 32, 3)
 
 
 @pytest.mark.parametrize("path", CASES)

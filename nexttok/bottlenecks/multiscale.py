@@ -22,11 +22,16 @@ from nexttok.bottlenecks import vq
 from nexttok.config import check
 
 
-def validate(sides: tuple[int, ...], side: int, phis: int, ratio: float, where: str) -> None:
-    """Raises ConfigError unless the sides grow up to the latent's `side` and phi is sensible."""
+def check_sides(sides: tuple[int, ...], side: int, where: str) -> None:
+    """Raises ConfigError unless the sides grow up to the latent's `side`."""
     growing = all(a < b for a, b in zip((0, *sides), sides, strict=False))
     check(growing and sides[-1:] == (side,), f"{where}.sides", sides,
           f"growing sides of which the last is the latent's, {side}")  # fmt: skip
+
+
+def validate(sides: tuple[int, ...], side: int, phis: int, ratio: float, where: str) -> None:
+    """Raises ConfigError unless the sides grow up to the latent's `side` and phi is sensible."""
+    check_sides(sides, side, where)
     check(1 <= phis <= len(sides), f"{where}.phis", phis, f"1 .. {len(sides)}, the scales")
     check(0 <= ratio <= 1, f"{where}.phi_ratio", ratio, "0 .. 1")
 
@@ -116,10 +121,10 @@ def contribution(
     return smooth(h, phis[f"conv{phi_of_scale(len(sides), len(phis))[scale]}"], ratio)
 
 
-def split(ids: Int[Array, "B N"], sides: tuple[int, ...]) -> list[Int[Array, "B n"]]:
-    """Ids of each whole scale among the given ones."""
-    stops = [n for n in ends(sides) if n <= ids.shape[1]]
-    return [ids[:, a:b] for a, b in zip([0, *stops], stops, strict=False)]
+def split(tokens: Array, sides: tuple[int, ...]) -> list[Array]:
+    """Tokens [B, n, ...] of each whole scale among the given ones [B, N, ...]."""
+    stops = [n for n in ends(sides) if n <= tokens.shape[1]]
+    return [tokens[:, a:b] for a, b in zip([0, *stops], stops, strict=False)]
 
 
 def ids_to_values(

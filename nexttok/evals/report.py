@@ -98,15 +98,16 @@ def write_report(
       title: heading.
       config_text: the config, shown verbatim.
       results: what results.json holds.
-      pictures: (title, caption, PNG file).
+      pictures: (title, caption, PNG or GIF file).
       metrics_path: metrics.jsonl, for the curves.
     """
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for name, caption, file in pictures:
-        data = base64.b64encode(pathlib.Path(file).read_bytes()).decode()
+        file = pathlib.Path(file)
+        data = base64.b64encode(file.read_bytes()).decode()
         parts.append(
             f"<h2>{html.escape(name)}</h2><figure><img alt='{html.escape(name)}' "
-            f"src='data:image/png;base64,{data}'><figcaption>{html.escape(caption)}</figcaption>"
+            f"src='data:image/{file.suffix[1:]};base64,{data}'><figcaption>{html.escape(caption)}</figcaption>"
             "</figure>"
         )
     parts.append(results_html(results))

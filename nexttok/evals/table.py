@@ -17,7 +17,7 @@ START = "<!-- systems: written by python -m nexttok.evals.table -->"
 END = "<!-- end of systems -->"
 COLUMNS = (
     "system", "tokenizer", "plan", "context", "head", "tokens", "network calls",
-    "class agreement", "Fréchet distance",
+    "class agreement", "Fréchet distance", "images/s",
 )  # fmt: skip
 
 
@@ -28,9 +28,9 @@ def row(workdir: str) -> list[str]:
       ConfigError: the workdir has no results of samples.
     """
     root = pathlib.Path(workdir)
-    files = [root / "config.json", root / "results.json"]
+    files = [root / name for name in ("config.json", "results.json", "speed.json")]
     check(all(f.is_file() for f in files), "workdir", workdir, "the workdir of a finished run")
-    config, results = (json.loads(f.read_text()) for f in files)
+    config, results, speed = (json.loads(f.read_text()) for f in files)
     check("samples" in results, "workdir", workdir, "a run with a generator")
     parts, samples = config["generator"], results["samples"]
     last = samples["prefixes"][-1]
@@ -44,6 +44,7 @@ def row(workdir: str) -> list[str]:
         str(samples["network_calls"]),
         f"{last['class_agreement']:.3f}" if "class_agreement" in last else "",
         f"{last['frechet_distance']:.2f}",
+        f"{speed['images_per_second']:.3g}",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from nexttok.config import ConfigError
 
@@ -10,6 +10,15 @@ from nexttok.config import ConfigError
 def grid_positions(grid: tuple[int, ...]) -> Int[np.ndarray, "N axes"]:
     """Row-major coordinates of every cell of a token grid: (5,) -> [5, 1], (H, W) -> [H*W, 2]."""
     return np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, len(grid))
+
+
+def pyramid_positions(sides: tuple[int, ...]) -> Float[np.ndarray, "N 2"]:
+    """Coordinates of every cell of square maps, coarse to fine, in cells of the finest.
+
+    A cell lies at its centre: the one cell of side 1 at 1.5, 1.5 where the finest side is 4.
+    """
+    cells = [(grid_positions((p, p)) + 0.5) * (sides[-1] / p) - 0.5 for p in sides]
+    return np.concatenate(cells)
 
 
 def sincos_table(grid: tuple[int, ...], width: int, base: float = 1e4) -> Float[np.ndarray, "N D"]:
@@ -33,7 +42,9 @@ def sincos_table(grid: tuple[int, ...], width: int, base: float = 1e4) -> Float[
 
 
 def rope_angles(
-    positions: Int[np.ndarray, "N axes"], head_dim: int, base: float = 1e4
+    positions: Real[np.ndarray, "N axes"],
+    head_dim: int,
+    base: float = 1e4,
 ) -> Float[np.ndarray, "N half"]:
     """Rotation angles of rotary embeddings; the head's pairs are split evenly over the axes.
 
@@ -52,7 +63,9 @@ def rope_angles(
 
 
 def rope_table(
-    positions: Int[np.ndarray, "N axes"], head_dim: int, base: float = 1e4
+    positions: Real[np.ndarray, "N axes"],
+    head_dim: int,
+    base: float = 1e4,
 ) -> Float[np.ndarray, "N half 2"]:
     """(cos, sin) of `rope_angles`: what `rotate` takes."""
     angles = rope_angles(positions, head_dim, base)

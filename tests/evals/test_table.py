@@ -17,6 +17,7 @@ def run(root, name, **samples):
     results = {"name": name, "samples": {"network_calls": 8, "prefixes": prefixes} | samples}
     (root / "config.json").write_text(json.dumps(config))
     (root / "results.json").write_text(json.dumps(results))
+    (root / "speed.json").write_text(json.dumps({"images_per_second": 123.4}))
     return str(root)
 
 
@@ -24,7 +25,7 @@ def test_rows_come_from_the_files_and_the_readme_is_rewritten_in_place(tmp_path,
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
     assert table.main([run(tmp_path / "a", "var"), f"--write={readme}"]) == 0
-    cells = "| var | vqgan (vq) | plan | context | head | 16 | 8 | 0.900 | 0.25 |"
+    cells = "| var | vqgan (vq) | plan | context | head | 16 | 8 | 0.900 | 0.25 | 123 |"
     assert cells in capsys.readouterr().out
     text = readme.read_text()
     assert cells in text

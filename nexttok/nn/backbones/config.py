@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nexttok.config import check
-from nexttok.nn.positions import grid_positions, rope_table
+from nexttok.nn.positions import grid_positions, pyramid_positions, rope_table
 from nexttok.nn.transformer import ACTIVATIONS, TransformerConfig
 
 POSITIONS = ("learned", "rope")
@@ -20,7 +20,7 @@ class Inputs:
 
     Attributes:
       vocab: ids that can be embedded; channels: of values.
-      grid: token grid, for rotary positions.
+      grid: token grid, for rotary positions; scales: sides of a pyramid of maps, () for none.
       slots: longest sequence, prefix included.
       levels: number of scales with an embedding of their own; 0 for none.
       classes: number of classes; 0 for none.
@@ -31,6 +31,7 @@ class Inputs:
     vocab: int
     channels: int
     grid: tuple[int, ...]
+    scales: tuple[int, ...]
     slots: int
     levels: int
     classes: int
@@ -146,7 +147,9 @@ class BackboneConfig:
 
     def rotary(self, inputs: Inputs) -> Float[np.ndarray, "M half 2"]:
         """(cos, sin) of every grid place; the last row, zeros, serves slots without a place."""
-        table = rope_table(grid_positions(inputs.grid), self.head_dim)
+        scales, grid = inputs.scales, inputs.grid
+        places = pyramid_positions(scales) if scales else grid_positions(grid)
+        table = rope_table(places, self.head_dim)
         return np.concatenate([table, np.zeros_like(table[:1])])
 
 
