@@ -23,6 +23,7 @@ class At:
       before: tokens of the step before it (of the first step: 1 + the given tokens, as the start
         slot and they come before everything).
       size, size_before: static bounds of count and before; what lies beyond is padding.
+      known: static bound of first, the tokens that are known before.
     """
 
     index: Any
@@ -31,6 +32,7 @@ class At:
     before: Any
     size: int = flax.struct.field(pytree_node=False)
     size_before: int = flax.struct.field(pytree_node=False)
+    known: int = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Step:
         do; "all": every step does. The step must ignore what lies beyond at.count.
       reads_before: its shape depends on the size of the step before, too.
       alone_first: the first step has a shape of its own.
+      parts: its shape depends on how many of so many parts of the tokens are known before it.
     """
 
     run: Callable[..., tuple[Array, Array, Any]]
     padding: str = "none"
     reads_before: bool = False
     alone_first: bool = False
+    parts: int = 1
 
 
 def runs(plan: Plan, step: Step, given: int) -> list[list[At]]:
@@ -67,15 +71,18 @@ def runs(plan: Plan, step: Step, given: int) -> list[list[At]]:
     last = None
     for i, row in enumerate(zip(range(len(sizes)), firsts, sizes, before, strict=True)):
         key = (bucket(row[2]), bucket(row[3]) if step.reads_before else 0)
-        key = (*key, i == 0 and step.alone_first)
+        key = (*key, i == 0 and step.alone_first, int(row[1]) * step.parts // plan.length)
         if key != last:
             groups.append([])
             last = key
         groups[-1].append(tuple(int(v) for v in row))
-    return [
-        [At(*row, max(r[2] for r in group), max(r[3] for r in group)) for row in group]
-        for group in groups
-    ]
+    return [[At(*row, *_bounds(group)) for row in group] for group in groups]
+
+
+def _bounds(group):
+    """The largest size, size of the step before, and first of (index, first, size, before) rows."""
+    _, firsts, sizes, before = zip(*group, strict=True)
+    return max(sizes), max(before), max(firsts)
 
 
 def _after(sizes, given):

@@ -43,13 +43,13 @@ def test_invariants(plan):
     assert sorted(plan.order) == list(range(plan.length))
     assert sum(plan.sizes) == plan.length
     assert plan.calls == len(plan.sizes)
-    for padding in ("none", "bucket", "all"):
-        groups = runs(plan, Step(print, padding), 0)
+    for padding, parts in (("none", 1), ("bucket", 1), ("bucket", 4), ("all", 1)):
+        groups = runs(plan, Step(print, padding, parts=parts), 0)
         steps = [at for group in groups for at in group]
         assert tuple(at.count for at in steps) == plan.sizes
         assert [at.first for at in steps] == [0, *np.cumsum(plan.sizes)[:-1]]
         assert [at.before for at in steps] == [1, *plan.sizes[:-1]]
-        assert all(at.count <= at.size for at in steps)
+        assert all(at.count <= at.size and at.first <= at.known for at in steps)
         assert padding != "none" or all(at.count == at.size for at in steps)
         assert padding != "all" or len(groups) == 1
 
@@ -84,6 +84,8 @@ def test_runs_group_equal_steps():
     assert shapes(PLANS["raster_1d"]) == [(0, 1, 16)]
     assert shapes(PLANS["raster_1d"], alone_first=True) == [(0, 1, 1), (1, 1, 15)]
     assert shapes(PLANS["blocks"], padding="bucket") == [(0, 1, 1), (1, 4, 3)]
+    quarters = runs(PLANS["raster_1d"], Step(print, parts=4), 0)
+    assert [(len(g), g[0].known) for g in quarters] == [(4, 3), (4, 7), (4, 11), (4, 15)]
 
 
 def test_given_tokens_come_before_the_first_step():

@@ -21,7 +21,7 @@ from nexttok.steps import At, Step, random_order
 from nexttok.tokens import Tokens
 
 SCHEDULES = ("cosine", "truncated_normal")
-STD = 0.25
+STD, PARTS = 0.25, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +91,19 @@ class Mask:
         return Lesson(body, (prefix, 1), given, weight / weight.mean())
 
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
-        """One step: all positions are computed, those of the step are kept."""
+        """One step: all positions are computed, those of the step are kept.
+
+        In a random order the step's tokens are chosen before the head draws them, and an encoder
+        of the known ones is as long as they are many: steps of similar sizes share a shape.
+        """
         n = plan.length
 
         def run(tokens, order, at: At, state, key):
             rank = jnp.argsort(order, axis=1)
             hidden = rank >= at.first
             shown = _take(tokens[:, :n], rank)
-            known = canvas(
-                jnp.where(_like(hidden, shown), jnp.zeros_like(shown), shown), hidden, prefix
-            )
+            shown = jnp.where(_like(hidden, shown), jnp.zeros_like(shown), shown)
+            known = canvas(shown, hidden, prefix).replace(visible=max(1, prefix + at.known))
             states = calls.net(known, None)[:2]
             states = [h if h is None else h[:, prefix:] for h in states]
             if plan.kind == "random":
@@ -119,6 +122,8 @@ class Mask:
             )
             return _take(drawn, chosen), order, state
 
+        if plan.kind == "random":
+            return Step(run, padding="bucket", parts=PARTS)
         return Step(run, padding="all")
 
 

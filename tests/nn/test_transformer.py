@@ -33,7 +33,7 @@ def randomized(params):
 
 def build(config, x=X, segments=(), **inputs):
     model = Transformer(config, segments)
-    params = randomized(model.init(jax.random.key(0), x, **inputs)["params"])
+    params = randomized(jax.jit(model.init)(jax.random.key(0), x, **inputs)["params"])
     return model, {"params": params}
 
 
@@ -63,11 +63,12 @@ def test_block_causal_by_gradient_and_cache_equals_full(name):
     rotary = jnp.asarray(rope_table(grid_positions((6,)), 8))
     model, variables = build(config, steps=steps, rotary=rotary)
 
+    @jax.jit
     def forward(x):
         return model.apply(variables, x, steps=steps, rotary=rotary)[0]
 
     full = forward(X)
-    influence = np.abs(np.asarray(jax.jacobian(forward)(X)))[0, :, :, 0].max((1, 3))
+    influence = np.abs(np.asarray(jax.jit(jax.jacobian(forward))(X)))[0, :, :, 0].max((1, 3))
     for q in range(6):
         for k in range(6):
             assert (influence[q, k] > 1e-6) == bool(steps[k] <= steps[q]), (q, k)
@@ -75,7 +76,7 @@ def test_block_causal_by_gradient_and_cache_equals_full(name):
     cache = empty_cache(3, 2, 6, 2, 8)
     parts = []
     for start, end in ((0, 1), (1, 3), (3, 6)):
-        out, cache, _ = model.apply(
+        out, cache, _ = jax.jit(model.apply)(
             variables,
             X[:, start:end],
             steps=steps[start:end],
