@@ -49,6 +49,7 @@ def tokenizer():
         registers=8,
         levels=(8, 8, 5, 5),
         patch=4,
+        positions="columns",  # first in the patches' position channels: columns | rows
         encoder_width=128,
         encoder_depth=3,
         decoder_width=128,
@@ -103,7 +104,7 @@ def photos(config):
     config.train.latent.update(steps=600, batch_size=32, optimizer="adamw", learning_rate=2e-3)
     config.tokenizer.update(registers=32, levels=(8, 8, 8, 5), patch=2, guidance=1.0)
     config.train.generator.update(steps=400, batch_size=64)
-    config.eval.update(images=100, samples=200)
+    config.eval.update(images=100, samples=200, classifier_steps=300)
 
 
 def imagenet(config, encoder, decoder):
@@ -118,8 +119,9 @@ def imagenet(config, encoder, decoder):
     config.features.update(name="dinov2", preset="large", checkpoint="dinov2_vitl14.safetensors")
     config.latent = autoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, latent_channels=16)
     config.tokenizer.update(
-        registers=256, levels=(8, 8, 8, 5, 5, 5), patch=2, head_dim=64, keep="pow2",
+        registers=256, levels=(8, 8, 8, 5, 5, 5), patch=2, positions="rows", keep="pow2",
         encoder_width=64 * enc, encoder_depth=enc, decoder_width=64 * dec, decoder_depth=dec,
+        head_dim=64,
         align_weight=1.0, flow_steps=25, guidance=15.0 if enc == 12 else 7.5, guidance_rule="apg",
         remat=True,
     )  # fmt: skip

@@ -21,7 +21,17 @@ from nexttok.checkpoint import Checkpoints
 from nexttok.config import ConfigError, check
 from nexttok.evals.results import write_text
 from nexttok.experiment import Experiment
-from nexttok.interop import givt, llama, masked_autoencoder, maskgit, nbp, var, var_vqvae, vqgan
+from nexttok.interop import (
+    flextok,
+    givt,
+    llama,
+    masked_autoencoder,
+    maskgit,
+    nbp,
+    var,
+    var_vqvae,
+    vqgan,
+)
 from nexttok.interop.checkpoints import pick, read
 from nexttok.stages import abstract_params
 
@@ -63,6 +73,8 @@ SYSTEMS = {
     "mar_kl": System("mar", "tokenizer", _tokenizer(vqgan.convert)),
     "xar": System("xar", "generator", _generator(masked_autoencoder.xar)),
     "givt": System("givt", "generator", _generator(givt.convert)),
+    "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
+    "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),
 }
 
 

@@ -14,6 +14,7 @@ from nexttok.nn.positions import sincos_table, time_features
 from nexttok.nn.transformer import Transformer, TransformerConfig
 
 TIME_FREQUENCIES, TIME_PERIOD = 256, 256.0
+AXES = ("columns", "rows")
 
 
 def trunk(
@@ -53,6 +54,19 @@ def unpatchify(
     )
 
 
+def patch_positions(grid: tuple[int, int], width: int, first: str) -> Float[np.ndarray, "P D"]:
+    """Sine-cosine positions of the patches, row-major.
+
+    Args:
+      grid: (h, w) patches.
+      width: of the trunk, a multiple of 4.
+      first: which coordinate the first half of the channels holds, columns | rows. MoCo v3's
+        table, and so the released models', calls the slow axis w: rows.
+    """
+    table = sincos_table(grid, width)
+    return np.roll(table, width // 2, axis=-1) if first == "rows" else table
+
+
 class RegisterEncoder(nn.Module):
     """Patches and learned registers in; one latent vector per register out.
 
@@ -64,12 +78,14 @@ class RegisterEncoder(nn.Module):
       patch: side of a patch.
       registers: how many, N.
       channels: latent width, one per FSQ level.
+      positions: see patch_positions.
     """
 
     config: TransformerConfig
     patch: int
     registers: int
     channels: int
+    positions: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B N c"]:
@@ -77,7 +93,7 @@ class RegisterEncoder(nn.Module):
         patches = patchify(x, self.patch)
         grid = (x.shape[1] // self.patch, x.shape[2] // self.patch)
         h = Linear(c.width, dtype=c.dtype, name="patch_embed")(patches)
-        h = h + jnp.asarray(sincos_table(grid, c.width), h.dtype)[None]
+        h = h + jnp.asarray(patch_positions(grid, c.width, self.positions), h.dtype)[None]
         registers = self.param("registers", INITS["normal02"], (self.registers, c.width))
         registers = jnp.broadcast_to(registers.astype(h.dtype)[None], (len(x), *registers.shape))
         count = patches.shape[1]
@@ -98,11 +114,13 @@ class FlowDecoder(nn.Module):
       config: the trunk, with two adaLN sets.
       patch: side of a patch.
       time_scale: multiplies the sine-cosine arguments, 1000 / max_timestep.
+      positions: see patch_positions.
     """
 
     config: TransformerConfig
     patch: int
     time_scale: float
+    positions: str
 
     @nn.compact
     def __call__(
@@ -131,7 +149,7 @@ class FlowDecoder(nn.Module):
         patches = patchify(noised, self.patch)
         grid = (noised.shape[1] // self.patch, noised.shape[2] // self.patch)
         h = Linear(c.width, dtype=c.dtype, name="patch_embed")(patches)
-        h = h + jnp.asarray(sincos_table(grid, c.width), h.dtype)[None]
+        h = h + jnp.asarray(patch_positions(grid, c.width, self.positions), h.dtype)[None]
 
         time = time_features(times, TIME_FREQUENCIES, TIME_PERIOD, self.time_scale)
         time = jax.nn.silu(Linear(c.width, dtype=c.dtype, name="time1")(time))
@@ -150,7 +168,8 @@ class FlowDecoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Three-layer SiLU MLP from decoder features to the feature provider's width (REPA)."""
+    """Layer norm and three-layer SiLU MLP, from decoder features to the feature provider's width
+    (REPA)."""
 
     features: int
     dtype: str = "float32"
@@ -158,6 +177,6 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P F"]:
         hidden = 4 * x.shape[-1]
-        h = jax.nn.silu(Linear(hidden, dtype=self.dtype, name="fc1")(x))
+        h = jax.nn.silu(Linear(hidden, dtype=self.dtype, name="fc1")(layer_norm(x)))
         h = jax.nn.silu(Linear(hidden, dtype=self.dtype, name="fc2")(h))
         return Linear(self.features, name="out")(h)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from nexttok.bottlenecks import fsq
 from nexttok.config import build, check
 from nexttok.heads import flow
-from nexttok.nn.flextok import FlowDecoder, Projector, RegisterEncoder, trunk
+from nexttok.nn.flextok import AXES, FlowDecoder, Projector, RegisterEncoder, trunk
 from nexttok.rng import stream
 from nexttok.tokenizers import nested
 from nexttok.tokens import Tokens, TokenSpec
@@ -36,6 +36,8 @@ class FlexTok:
       registers: number of tokens N.
       levels: FSQ levels.
       patch: side of a latent patch.
+      positions: coordinate in the first half of the patches' position channels, columns | rows
+        (as released).
       encoder_width, encoder_depth, decoder_width, decoder_depth, head_dim: sizes.
       keep: nested dropout, uniform | pow2 | uniform_pow2.
       null_probability: share of training examples without any token (for guidance).
@@ -53,6 +55,7 @@ class FlexTok:
     registers: int
     levels: tuple[int, ...]
     patch: int
+    positions: str
     encoder_width: int
     encoder_depth: int
     decoder_width: int
@@ -82,6 +85,7 @@ class FlexTok:
         for side in self.latent_shape[:2]:
             allowed = f"a divisor of the latent side {side}"
             check(self.patch >= 1 and side % self.patch == 0, f"{here}.patch", self.patch, allowed)
+        check(self.positions in AXES, f"{here}.positions", self.positions, " | ".join(AXES))
         check(self.head_dim >= 1, f"{here}.head_dim", self.head_dim, "at least 1")
         for name in ("encoder_width", "decoder_width"):
             width = getattr(self, name)
@@ -129,7 +133,7 @@ class FlexTok:
         return RegisterEncoder(
             trunk(self.encoder_width, self.encoder_depth, self.head_dim, 0, self.remat,
                   self.unroll, self.dtype),
-            self.patch, self.registers, len(self.levels),
+            self.patch, self.registers, len(self.levels), self.positions,
         )  # fmt: skip
 
     @functools.cached_property
@@ -137,7 +141,7 @@ class FlexTok:
         """(tokens, noised latents, time) -> velocity."""
         config = trunk(self.decoder_width, self.decoder_depth, self.head_dim, 2, self.remat,
                        self.unroll, self.dtype)  # fmt: skip
-        return FlowDecoder(config, self.patch, 1000.0 / self.max_timestep)
+        return FlowDecoder(config, self.patch, 1000.0 / self.max_timestep, self.positions)
 
     def init(self, rng: Array) -> dict:
         """Trainable parameters {encoder, decoder[, projector]}; frozen parts are not among them."""
@@ -152,10 +156,14 @@ class FlexTok:
             )["params"],
         }
         if self.align_weight:
-            features = jnp.zeros((1, 1, self.decoder_width))
-            projector = Projector(self.features.channels, self.dtype)
-            params["projector"] = projector.init(stream(rng, "projector"), features)["params"]
+            params["projector"] = self.init_projector(rng)
         return params
+
+    def init_projector(self, rng: Array) -> dict:
+        """Parameters of the alignment loss alone, which no release holds."""
+        features = jnp.zeros((1, 1, self.decoder_width))
+        projector = Projector(self.features.channels, self.dtype)
+        return projector.init(stream(rng, "projector"), features)["params"]
 
     def latents(
         self, params: dict, x: Float[Array, "B H W C"], rng: Array | None

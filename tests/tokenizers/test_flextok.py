@@ -9,6 +9,7 @@ import pytest
 
 from configs import flextok as config
 from nexttok.config import ConfigError
+from nexttok.nn.flextok import patch_positions
 from nexttok.nn.vit import FeatureEncoder, ViTConfig
 from nexttok.tokenizers import autoencoder, flextok, nested
 from nexttok.tokens import Tokens
@@ -61,6 +62,13 @@ def test_decoding_k_tokens_never_depends_on_later_ones(keep):
     np.testing.assert_allclose(one, short, atol=1e-5)
     first = jnp.asarray(a).at[:, 0].set((a[:, 0] + 17) % 125)
     assert float(jnp.abs(DECODE(PARAMS, Tokens(ids=first), key, kept) - one).max()) > 1e-4
+
+
+def test_patch_positions_hold_one_coordinate_per_half():
+    columns, rows = (patch_positions((2, 3), 8, first).reshape(2, 3, 8) for first in flextok.AXES)
+    np.testing.assert_array_equal(columns[..., :4], np.repeat(columns[:1, :, :4], 2, 0))
+    np.testing.assert_array_equal(rows[..., :4], np.repeat(rows[:, :1, :4], 3, 1))
+    np.testing.assert_array_equal(rows[..., 4:], columns[..., :4])
 
 
 def test_decoding_ids_and_values_agree():
@@ -181,6 +189,7 @@ def test_alignment_loss_pulls_decoder_features_to_the_provider():
     ("change", "message"),
     [
         (dict(patch=3), r"tokenizer\.patch = 3: expected a divisor of the latent side 8"),
+        (dict(positions="row"), r"tokenizer\.positions = 'row': expected columns \| rows"),
         (dict(keep="pow2", registers=6), r"tokenizer\.keep = 'pow2': expected uniform"),
         (dict(levels=(5, 1)), r"tokenizer\.levels"),
         (dict(encoder_width=20), r"tokenizer\.encoder_width = 20"),
