@@ -3,7 +3,9 @@
 Fixtures: google-research/big_vision models/proj/givt/{givt,decode,parallel_decode}.py with 2
 scanned layers of width 64, 4 heads, 16 tokens of 4 channels, 4 mixtures, 5 labels; the causal
 model, and the masked one with mask_style "concat" and "replace". Every parameter was overwritten
-by `official.seeded`; decoding took the mean of the likeliest component, and no Gumbel noise.
+by `official.seeded` times its gain, so that attention logits deviate by 1 to 2; decoding took the
+mean of the likeliest component, and no Gumbel noise. "givt_guidance": CFGDensity of two given
+mixtures, with the drawn components, normal and uniform numbers given.
 """
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 
 from configs import givt as config
 from nexttok import generator
+from nexttok.heads import gmm
 from nexttok.heads.draw import Draw
 from nexttok.interop.givt import convert
 from nexttok.samplers.executor import generate
@@ -56,6 +59,8 @@ def test_mixtures_and_likelihood(name):
     logits, nll = run(params, jnp.asarray(fixture["label"]))
     official.close(logits, fixture["logits"])
     official.close(nll, fixture["nll"])
+    older = gmm.split(jnp.asarray(fixture["logits"]), 4, halved=False)
+    official.close(-gmm.log_prob(*older, z), fixture["nll_legacy"])
     official.close(run(params, jnp.asarray([-1, -1]))[0], fixture["logits_null"])
 
 
@@ -75,3 +80,30 @@ def test_generation_without_noise(name, monkeypatch):
     if name != "givt_causal":
         np.testing.assert_array_equal(fixture["uncovered"][:, 0], gen.plan.sizes)
     official.close(run(params), fixture["tokens"])
+
+
+@pytest.mark.parametrize("w", [0.4, 1.5])
+def test_guided_density_and_its_rejection_sampling(w, monkeypatch):
+    """Runs eagerly, so that the fixture's draws can be handed out by try."""
+    fixture = {k: jnp.asarray(v) for k, v in official.load("givt_guidance").items()}
+    noise = np.random.default_rng(3)
+    normal = noise.standard_normal((1000, 2, 3, 4)).astype(np.float32)
+    uniform = noise.random((1000, 2, 3, 4)).astype(np.float32)
+    given = {"proposal": normal, "accept": uniform}
+    draw = lambda place, shape: jnp.asarray(given[place[0]][place[1]])
+    monkeypatch.setattr(gmm, "stream", lambda key, name, at=0: (name, int(at)))
+    given["fallback"] = noise.standard_normal((1, 2, 3, 4)).astype(np.float32)
+    cond, uncond = (
+        tuple(gmm.pick(fixture["component"], fixture[f"{part}_{k}"]) for k in ("loc", "scale"))
+        for part in ("cond", "uncond")
+    )
+    strength = jnp.asarray(w, jnp.float32)
+    for i, point in enumerate(fixture["grid"]):
+        density = gmm.guided_log_prob(jnp.full((2, 3, 4), point), cond, uncond, strength)
+        official.close(density, fixture[f"w{w}/log_prob"][i])
+    monkeypatch.setattr(jax.random, "normal", draw)
+    monkeypatch.setattr(jax.random, "uniform", draw)
+    with jax.disable_jit():
+        drawn = gmm.rejection_sample(jax.random.key(0), cond, uncond, strength)
+    official.close(drawn, fixture[f"w{w}/samples"])
+    assert int(fixture[f"w{w}/tries"].max()) == 8

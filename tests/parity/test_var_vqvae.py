@@ -15,7 +15,7 @@ from tests.parity.official import FIXTURES, state_dict
 from tests.tokenizers.test_multiscale import make, section
 
 SIDES = (1, 2, 3, 4, 6)
-SIZES = dict(width=32, groups=32, codebook_size=48, latent_channels=8, sides=SIDES, phis=4)
+SIZES = dict(width=64, groups=32, codebook_size=48, latent_channels=8, sides=SIDES, phis=4)
 SIZES |= dict(attention=(1,), decoder_attention=(1,))
 SHAPE = (12, 12, 3)
 OFFICIAL = dict(np.load(FIXTURES / "var_vqvae.npz"))

@@ -26,14 +26,14 @@ from tests.tokenizers.test_vqgan import section
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 LLAMAGEN = section(
-    width=32, multipliers=(1, 2), attention=(1,), decoder_attention=(1,), groups=32, z_channels=16,
+    width=64, multipliers=(1, 2), attention=(1,), decoder_attention=(1,), groups=32, z_channels=16,
     latent_channels=8, codebook_size=32, entropy_weight=0.1, adversarial_weight=0.5,
     discriminator_start=5, discriminator_width=8, discriminator_layers=2,
     discriminator_norm="batch", adaptive_weight=True, perceptual_weight=1.0,
     perceptual_checkpoint="vgg.pth",
 )  # fmt: skip
 MAR = section(
-    width=32, multipliers=(1, 2), attention=(1,), decoder_attention=(), groups=32, bottleneck="kl",
+    width=64, multipliers=(1, 2), attention=(1,), decoder_attention=(), groups=32, bottleneck="kl",
     latent_channels=4, codebook_size=0, scaling_factor=0.2325,
 )  # fmt: skip
 
@@ -125,7 +125,10 @@ def whole_loss():
 
 @pytest.mark.parametrize("step", [4, 5])
 def test_the_whole_loss_and_its_gradients(step):
-    """Generator plus discriminator loss, before and from the discriminator's start."""
+    """Generator plus discriminator loss, before and from the discriminator's start.
+
+    At the entropy's temperature of 0.01 the official float32 gradients are 1.3e-4 off float64 ones.
+    """
     found = fixture("llamagen_vq")
     (loss, metrics), grads = whole_loss()(step)
     expected = found[f"generator{step}"] + found[f"discriminator{step}"]
@@ -142,7 +145,7 @@ def test_the_whole_loss_and_its_gradients(step):
         if official.ndim == 4:
             official = official.transpose(2, 3, 1, 0)
         scale = np.abs(official).max()
-        np.testing.assert_allclose(got, official, atol=1e-4 * scale + 1e-9, rtol=1e-4)
+        np.testing.assert_allclose(got, official, atol=2e-4 * scale + 1e-9, rtol=1e-4)
 
 
 def test_mar_moments_kl_and_pictures():
@@ -162,7 +165,7 @@ def test_mar_moments_kl_and_pictures():
 
 def test_var_networks():
     found = fixture("var_autoencoder")
-    config = ConvConfig(32, (1, 2), 1, (1,), 32, quant_kernel=3)
+    config = ConvConfig(64, (1, 2), 1, (1,), 32, quant_kernel=3)
     reader = Converter(state_dict(found), "VAR")
     encoder = vqgan.convert_encoder(reader, "", config, "var", 8)
     decoder = reader.finish(vqgan.convert_decoder(reader, "", config, "var", 8))
