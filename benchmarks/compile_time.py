@@ -1,0 +1,47 @@
+"""Seconds to compile a whole generation of every system, at the size of benchmarks/sizes.py.
+
+    python -m benchmarks.compile_time [system ...]
+
+Guided where the release is, of the batch and (as far as the table of sizes says nothing else) of
+the steps of the released variant. Tracing and XLA are added up; nothing is run, and no cache is
+read.
+"""
+
+import os
+import sys
+import time
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+from benchmarks import ours
+from benchmarks.sizes import FULL, Size
+from nexttok.sampling import sampled_plan
+
+
+def compile_seconds(system: str, size: Size) -> tuple[int, float, float]:
+    """(network calls of a generation, seconds to trace it, seconds to compile it)."""
+    exp = ours.experiment(system, size)
+    sample, args = ours.generation(exp, size)
+    start = time.perf_counter()
+    lowered = sample.lower(*args)
+    traced = time.perf_counter()
+    lowered.compile()
+    end = time.perf_counter()
+    calls = exp.generator.network_calls(sampled_plan(exp))
+    return calls, traced - start, end - traced
+
+
+def main(systems: list[str]) -> None:
+    """Prints the table."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    print(f"{'system':10}{'network calls':>15}{'trace s':>10}{'compile s':>11}{'total s':>9}")
+    for system in systems or ours.RELEASED:
+        calls, trace, build = compile_seconds(system, FULL)
+        row = f"{system:10}{calls:15d}{trace:10.1f}{build:11.1f}{trace + build:9.1f}"
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Official code at the size of benchmarks/sizes.py, each in a process of its own."""
