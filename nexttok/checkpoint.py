@@ -123,6 +123,11 @@ class Checkpoints:
         if wait:
             self.wait()
 
+    def poll(self) -> None:
+        """Writes the manifest of a background save that has come to its end; never waits."""
+        if self.pending is not None and not self.manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
         """Waits for the pending save, writes its manifest, drops steps beyond `keep`."""
         self.manager.wait_until_finished()
@@ -139,7 +144,7 @@ class Checkpoints:
     def restore_latest(self, abstract: dict[str, Any]) -> tuple[dict, dict, dict, int] | None:
         """Restores the newest good step, or returns None without one.
 
-        Damaged steps are removed, so that the run can save them again.
+        Damaged steps are set aside as <step>.refused, so that the run can save them again.
 
         Args:
           abstract: {params, ema, opt, rng} of ShapeDtypeStructs with the shardings to restore to,
@@ -155,7 +160,9 @@ class Checkpoints:
         for path in self.root.glob("*"):
             if path.name.isdigit() and int(path.name) not in steps:
                 manifest_path(self.root, int(path.name)).unlink(missing_ok=True)
-                shutil.rmtree(path)
+                aside = path.with_suffix(".refused")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
         self.manager.reload()
         if not steps:
             return None
@@ -196,6 +203,11 @@ def _compare(step_dir: pathlib.Path, item: str, abstract: Any) -> None:
     if problems:
         shown = "; ".join(problems[:8]) + (f"; {len(problems) - 8} more" * (len(problems) > 8))
         raise ConfigError(f"{step_dir / item} belongs to another config: {shown}")
+
+
+def newest_step(directory: str | os.PathLike) -> int:
+    """The step that `restore_params` reads; -1 without one."""
+    return max(good_steps(directory), default=-1) if pathlib.Path(directory).is_dir() else -1
 
 
 def restore_params(directory: str | os.PathLike, abstract: Any, which: str = "ema") -> Any:

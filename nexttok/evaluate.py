@@ -13,12 +13,15 @@ import numpy as np
 from nexttok import sampling
 from nexttok.data.loader import load_source, make_loader
 from nexttok.evals import frechet, metrics
-from nexttok.evals.classifier import class_agreement, train_classifier
+from nexttok.evals.classifier import train_classifier
 from nexttok.evals.memorization import memorization
 from nexttok.evals.videos import frames, strip
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.tokens import Tokens
+
+SHOWN_CLASSES = 20  # in pictures
+COMPARED = 5000  # samples, and training images, of the memorization figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +100,27 @@ def held_out(experiment: Experiment, limit: int) -> dict[str, np.ndarray]:
     return {name: np.concatenate(rows)[:limit] for name, rows in parts.items()}
 
 
+def padded(size: int, *arrays: np.ndarray):
+    """Batches of exactly `size` rows, the last one padded, so that what runs on them compiles once.
+
+    Yields (batch number, slice of real rows, batch arrays).
+    """
+    for i, at in enumerate(range(0, len(arrays[0]), size)):
+        part = [a[at : at + size] for a in arrays]
+        count = len(part[0])
+        part = [np.concatenate([p, np.repeat(p[-1:], size - count, 0)]) for p in part]
+        yield i, slice(at, at + count), part
+
+
 def batched(fn, size: int, *arrays: np.ndarray, key: Any = None) -> np.ndarray:
-    """Applies fn to batches of exactly `size` rows (the last one padded), so it compiles once.
+    """Applies fn to batches of exactly `size` rows.
 
     fn takes the batch arrays, and a key folded from the batch number when `key` is given.
     """
-    count, outs = len(arrays[0]), []
-    for i, at in enumerate(range(0, count, size)):
-        part = [a[at : at + size] for a in arrays]
-        short = size - len(part[0])
-        part = [np.concatenate([p, np.repeat(p[-1:], short, 0)]) for p in part]
+    outs = []
+    for i, rows, part in padded(size, *arrays):
         extra = () if key is None else (stream(key, i),)
-        outs.append(np.asarray(fn(*part, *extra))[: size - short])
+        outs.append(np.asarray(fn(*part, *extra))[: rows.stop - rows.start])
     return np.concatenate(outs)
 
 
@@ -116,28 +128,29 @@ def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]
     """PSNR, SSIM, bits at every prefix length; codebook usage.
 
     Returns:
-      Results, and decoded images by prefix length (for the picture).
+      Results, and the first batch of decoded images by prefix length (for the picture).
     """
     exp = models.experiment
-    size = min(exp.eval.batch_size, len(images))
-    tokens = batched(lambda x: array_of(models.encode(x)), size, images)
-    vocab = exp.tokenizer.spec.vocab
-    rows, decoded = [], {}
-    for length in models.lengths:
-        out = batched(
-            lambda i, k, n=length: models.decode(i, n, k), size, tokens, key=stream(key, length)
-        )
-        decoded[length] = out
-        row = {"tokens": length}
-        if vocab:
-            row["bits"] = float(metrics.bits_per_image(length, vocab))
-        row["psnr"] = float(np.mean(metrics.psnr(frames(images), frames(out))))
-        row["ssim"] = float(np.mean(metrics.ssim(frames(images), frames(out))))
-        rows.append(row)
-    found = {"images": len(images), "prefixes": rows}
+    vocab, lengths = exp.tokenizer.spec.vocab, models.lengths
+    tokens, shown = [], {}
+    scores: dict[int, list] = {n: [] for n in lengths}
+    for i, rows, (x,) in padded(min(exp.eval.batch_size, len(images)), images):
+        coded, count = array_of(models.encode(x)), rows.stop - rows.start
+        tokens.append(np.asarray(coded)[:count])
+        for n in lengths:
+            out = np.asarray(models.decode(coded, n, stream(stream(key, n), i)))[:count]
+            true, made = frames(x[:count]), frames(out)
+            scores[n].append((metrics.psnr(true, made), metrics.ssim(true, made)))
+            shown.setdefault(n, out)
+    table = []
+    for n in lengths:
+        psnr, ssim = (float(np.mean(np.concatenate(s))) for s in zip(*scores[n], strict=True))
+        bits = {"bits": float(metrics.bits_per_image(n, vocab))} if vocab else {}
+        table.append({"tokens": n, **bits, "psnr": psnr, "ssim": ssim})
+    found = {"images": len(images), "prefixes": table}
     if vocab:
-        found["codebook"] = metrics.codebook_usage(tokens, vocab)
-    return found, decoded
+        found["codebook"] = metrics.codebook_usage(np.concatenate(tokens), vocab)
+    return found, shown
 
 
 def array_of(tokens: Tokens) -> jax.Array:
@@ -187,37 +200,42 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
 
     Returns:
       Results (class agreement and Frechet distance by length, memorization at full length), and
-      images (or videos) by length with their labels.
+      the first images (or videos) of the first classes by length with their labels.
     """
     exp = models.experiment
     count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
-    labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
+    classes = exp.data.num_classes
+    labels = (np.arange(count) % classes).astype(np.int32)
+    shown = (labels < SHOWN_CLASSES) & (np.arange(count) < exp.sample.per_class * classes)
     ids = batched(models.sample, size, labels, key=stream(key, "ids"))
     made = ids.shape[1]
     real = classifier.features(strip(test["image"]))
-    rows, drawn = [], {}
+    table, drawn, first = [], {}, []
     for length in [n for n in models.lengths if n < made] + [made]:
-        out = batched(
-            lambda i, k, n=length: models.decode(i, n, k), size, ids, key=stream(key, length)
-        )
-        drawn[length] = out
-        shown = strip(out)
-        row = {
-            "tokens": length,
-            "frechet_distance": float(frechet.frechet_distance(classifier.features(shown), real)),
-        }
-        if exp.data.num_classes > 1:
-            row["class_agreement"] = float(class_agreement(classifier, shown, labels))
-        rows.append(row)
-    reference = train_images(exp, 5000)
+        features, guesses, kept = [], [], []
+        for i, rows, (part,) in padded(size, ids):
+            out = np.asarray(models.decode(part, length, stream(stream(key, length), i)))
+            out = out[: rows.stop - rows.start]
+            kept.append(out[shown[rows]])
+            out = strip(out)
+            features.append(classifier.features(out))
+            guesses.append(classifier.predict(out))
+            if length == made and rows.start < COMPARED:
+                first.append(out)
+        drawn[length] = np.concatenate(kept)
+        distance = frechet.frechet_distance(np.concatenate(features), real)
+        row = {"tokens": length, "frechet_distance": float(distance)}
+        if classes > 1:
+            row["class_agreement"] = float((np.concatenate(guesses) == labels).mean())
+        table.append(row)
     results = {
         "count": count,
-        "prefixes": rows,
-        "memorization": memorization(strip(drawn[made]), reference),
+        "prefixes": table,
+        "memorization": memorization(np.concatenate(first), train_images(exp, COMPARED)),
         "classifier_accuracy": float(classifier.accuracy),
         "network_calls": exp.generator.network_calls(sampling.sampled_plan(exp)),
     }
-    return results, {"labels": labels, "images": drawn}
+    return results, {"labels": labels[shown], "images": drawn}
 
 
 def speed(models: Models, key) -> dict:

@@ -13,7 +13,7 @@ from nexttok.data.loader import DataConfig
 from nexttok.heads.draw import Draw
 from nexttok.mesh import MeshConfig
 from nexttok.nn import vit
-from nexttok.optim import StageConfig
+from nexttok.optim import StageConfig, make_optimizer
 from nexttok.samplers.logits import warper
 from nexttok.samplers.schedules import Guidance
 
@@ -78,8 +78,9 @@ class EvalConfig:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
+            least = 2 if field.name in ("images", "samples") else 1
             value = getattr(self, field.name)
-            check(value >= 1, f"eval.{field.name}", value, "at least 1")
+            check(value >= least, f"eval.{field.name}", value, f"at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,4 +206,5 @@ def stage_config(config: ConfigDict, stage: str) -> StageConfig:
     check(cfg.save_every % cfg.log_every == 0, f"{where}.save_every", cfg.save_every,
           f"a multiple of {where}.log_every = {cfg.log_every}")  # fmt: skip
     check(0 <= cfg.ema < 1, f"{where}.ema", cfg.ema, "at least 0 and below 1")
+    make_optimizer(cfg, where)
     return cfg

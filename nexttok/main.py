@@ -10,6 +10,7 @@ import sys
 from ml_collections import ConfigDict
 
 from nexttok.config import ConfigError
+from nexttok.memory import keep_freed_memory
 
 MODES = {
     "train": "train every stage (resuming), then measure, draw pictures and write the report",
@@ -154,8 +155,15 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
+def check_workdir(workdir: str) -> None:
+    """Raises ConfigError for an address of a store, which would end up as a local folder."""
+    if "://" in workdir:
+        raise ConfigError(f"--workdir = {workdir!r}: expected a local folder, or a mounted one")
+
+
 def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     """Runs the mode."""
+    keep_freed_memory()
     from nexttok import (
         aot,
         experiment,
@@ -164,6 +172,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
 
     exp = experiment.resolve(config)
     name, _, variant = args.config.partition(":")
+    check_workdir(args.workdir)
     workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
     if args.mode == "compile":
         aot.run_compile(exp, args.topology)

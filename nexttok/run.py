@@ -19,21 +19,21 @@ from nexttok.evals import pictures, report, results
 from nexttok.evals.videos import save_animation, strip
 from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh, use_mesh
+from nexttok.preflight import check_run
 from nexttok.rng import stream
-from nexttok.stages import (
-    abstract_params,
-    check_batches,
-    frozen_for,
-    make_task,
-    parameter_counts,
-)
+from nexttok.stages import abstract_params, frozen_for, make_task, parameter_counts
 from nexttok.token_cache import cached_loader
 from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
 log = logging.getLogger("nexttok")
 
-# Sections that may change between a run and its continuation: they do not touch what was trained.
+# What may change between a run and its continuation: sections that do not touch what was trained,
+# and keys of `train` and `data` that keep the meaning of the steps already done.
 FREE = ("eval", "sample", "mesh")
+FREE_KEYS = (
+    "learning_rate", "final_learning_rate", "clip", "log_every", "save_every", "keep", "workers",
+    "prefetch",
+)  # fmt: skip
 
 
 def load_stage(exp: Experiment, stage: str, workdir: str, mesh) -> Any:
@@ -62,6 +62,8 @@ def _same(saved, mine, where: str, why: str) -> None:
     if isinstance(saved, dict) and isinstance(mine, dict):
         for key in sorted(set(saved) | set(mine)):
             _same(saved.get(key), mine.get(key), f"{where}.{key}" if where else key, why)
+    elif saved != mine and where.split(".")[-1] in FREE_KEYS:
+        log.warning("config.%s = %r from here on; it was %r", where, mine, saved)
     elif saved != mine:
         raise ConfigError(f"config.{where} = {mine!r}: expected {saved!r}, {why}")
 
@@ -95,10 +97,10 @@ def stage_loader(exp: Experiment, stage: str):
 def run_train(exp: Experiment, workdir: str) -> dict:
     """Trains every stage (resuming), evaluates, writes results, pictures and the report."""
     mesh = make_mesh(exp.mesh)
-    check_batches(exp, mesh)
+    check_run(exp, mesh)
     for name, count in parameter_counts(exp).items():
         log.info("%-24s %12s parameters", name, f"{count:,}")
-    evaluate.load_source(exp.data, "train", exp.config.seed)  # a missing data set ends here
+    done = reused_stages(exp, mesh)
     open_workdir(exp, workdir)
     meta = {"config": json.loads(exp.config.to_json()), "versions": versions()}
     writer = MultiWriter(
@@ -107,7 +109,6 @@ def run_train(exp: Experiment, workdir: str) -> dict:
     )  # fmt: skip
     try:
         with use_mesh(mesh):
-            done = reused_stages(exp, mesh)
             for stage in exp.train:
                 if stage in done:
                     continue
@@ -183,9 +184,9 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
         speed = evaluate.speed(models, stream(key, "speed"))
         # beside the results, which are the same on every machine and at every time
         results.write_results(os.path.join(workdir, "speed.json"), speed)
-    problems = evaluate.load_source(exp.data, "train", exp.config.seed).info.problems
-    if problems:
-        found["unreadable_files"] = len(problems)
+    if exp.data.source.startswith("folder:"):
+        splits = [evaluate.load_source(exp.data, s, exp.config.seed) for s in ("train", "test")]
+        found["unreadable_files"] = sum(len(split.info.problems) for split in splits)
     results.write_results(os.path.join(workdir, "results.json"), found)
     report.write_report(
         os.path.join(workdir, "report.html"), f"nexttok: {exp.config.name}",
@@ -197,7 +198,7 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
 
 def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> tuple[str, str, str]:
     """pictures/reconstructions.png: originals beside their prefixes."""
-    rows = min(10, len(images))
+    rows = min(10, *(len(x) for x in decoded.values()))
     grid = np.stack([strip(x[:rows]) for x in (images, *decoded.values())], axis=1)
     path = os.path.join(workdir, "pictures", "reconstructions.png")
     pictures.save_grid(
@@ -215,9 +216,10 @@ def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, 
     labels, videos = drawn["labels"], drawn["images"]
     images = {n: strip(x) for n, x in videos.items()}
     names = evaluate.load_source(exp.data, "train", exp.config.seed).info.class_names
-    classes = range(min(exp.data.num_classes, 20))
+    classes = range(min(exp.data.num_classes, evaluate.SHOWN_CLASSES))
     final = images[max(images)]
-    each = min(exp.sample.per_class, int((labels == 0).sum()))
+    classes = [c for c in classes if (labels == c).any()]
+    each = min(exp.sample.per_class, *(int((labels == c).sum()) for c in classes))
     per_class = np.stack([final[labels == c][:each] for c in classes])
     first = np.asarray([int(np.argmax(labels == c)) for c in classes])
     growing = np.stack([d[first] for d in images.values()], axis=1)

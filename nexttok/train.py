@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,13 +22,22 @@ from nexttok.progress import Progress
 from nexttok.rng import stream
 from nexttok.writers import Writer
 
+log = logging.getLogger("nexttok")
+
 
 class NonFiniteError(RuntimeError):
     """The loss or gradient stopped being finite."""
 
 
 class Preempted(SystemExit):
-    """SIGTERM arrived; the state was saved."""
+    """SIGTERM arrived; the state was saved. The exit status is 143 = 128 + SIGTERM."""
+
+    def __init__(self, message: str):
+        super().__init__(143)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,11 +244,15 @@ def fit(
             step_fn = jax.jit(make_step(task, cfg), donate_argnums=0)
             run = functools.partial(_loop, task, cfg, mesh, frozen, writer, meta, checkpoints, stop)
             state = run(step_fn, state, start, loader(start))
+        if stop.is_set():
+            stopped = f"SIGTERM: stage {task.name} saved at step {int(state.step)}"
+            log.warning("%s; run the same command again to go on", stopped)
+            raise Preempted(stopped)
     return averaged(state)
 
 
 def _loop(task, cfg, mesh, frozen, writer, meta, checkpoints, stop, step_fn, state, start, batches):
-    window = []
+    window, frozen = [], on_devices(frozen, mesh)
     progress = Progress(cfg.steps, start, task.name, cfg.batch_size)
     try:
         for step in range(start + 1, cfg.steps + 1):
@@ -252,18 +266,26 @@ def _loop(task, cfg, mesh, frozen, writer, meta, checkpoints, stop, step_fn, sta
                 progress.update(step, means)
                 rate = {"examples_per_second": progress.rate}
                 writer.scalars(task.name, step, means | rate)
+                checkpoints.poll()
             if step % cfg.save_every == 0 or last or stopping:
                 data_state = {"next_index": step}
                 checkpoints.save(step, to_items(state), data_state, meta, wait=last or stopping)
-            if stopping and not last:
-                raise Preempted(f"SIGTERM: stage {task.name} saved at step {step}; run the same "
-                                "command again to go on")  # fmt: skip
+            if stopping:
+                break
     finally:
         progress.close()
         close = getattr(batches, "close", None)
         if close is not None:
             close()
     return state
+
+
+def on_devices(tree: Any, mesh) -> Any:
+    """Puts host arrays of a tree on every device once, instead of at every step."""
+    place = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.device_put(x, place) if isinstance(x, np.ndarray) else x, tree
+    )
 
 
 def to_items(state: TrainState) -> dict:

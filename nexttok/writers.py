@@ -59,28 +59,32 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Scalars as <stage>/<name>, through tensorboardX."""
+    """Scalars as <stage>/<name>, through tensorboardX; a folder of event files per stage."""
 
     def __init__(self, directory: str):
-        """Writes an event file under `directory`, made at the first scalar."""
-        self.directory = directory
-        self.writer: SummaryWriter | None = None
+        """Event files go under `directory`, made at the first scalar of a stage."""
+        self.root = pathlib.Path(directory)
+        self.first: dict[str, int] = {}
+        self.writers: dict[str, SummaryWriter] = {}
 
     def scalars(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Adds one point to each curve."""
-        if self.writer is None:
-            self.writer = SummaryWriter(self.directory)
+        if stage not in self.writers:
+            first = self.first.get(stage, 0)
+            self.writers[stage] = SummaryWriter(
+                str(self.root / stage), purge_step=first, filename_suffix=f".{first}"
+            )
         for name, value in values.items():
-            self.writer.add_scalar(f"{stage}/{name}", value, step)
+            self.writers[stage].add_scalar(f"{stage}/{name}", value, step)
 
     def resume(self, stage: str, step: int) -> None:
-        """TensorBoard itself drops points that a later event file repeats."""
-        del stage, step
+        """Has TensorBoard drop the stage's points after `step`."""
+        self.first[stage] = step + 1
 
     def close(self) -> None:
-        """Flushes the event file."""
-        if self.writer is not None:
-            self.writer.close()
+        """Flushes the event files."""
+        for writer in self.writers.values():
+            writer.close()
 
 
 class MultiWriter:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nexttok.checkpoint import Checkpoints, manifest_path, restore_params
+from nexttok.checkpoint import Checkpoints, manifest_path, newest_step, restore_params
 from nexttok.config import ConfigError
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
 
@@ -73,9 +73,20 @@ def test_damage_is_named_and_the_previous_step_used(tmp_path, caplog, item, harm
         assert step == 1
         store.save(2, items(5.0), {}, {})
     assert str(victim) in caplog.text
+    assert (tmp_path / "2.refused" / "params").is_dir()
     equal(found, items(1.0))
     with Checkpoints(tmp_path, keep=3) as store:
         equal(store.restore_latest(abstract(items()))[0], items(5.0))
+
+
+def test_a_finished_background_save_is_trusted_before_the_next_one(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as store:
+        store.save(1, items(), {}, {})
+        store.manager.wait_until_finished()
+        assert not manifest_path(tmp_path, 1).exists()
+        store.poll()
+        assert newest_step(tmp_path) == 1
+    assert newest_step(tmp_path / "none") == -1
 
 
 def test_a_step_without_manifest_is_not_trusted(tmp_path, caplog):

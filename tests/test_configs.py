@@ -117,7 +117,7 @@ def test_no_key_is_unread(spec):
     assert not unread
 
 
-@pytest.mark.parametrize("spec", EVERY[:1])
+@pytest.mark.parametrize("spec", [f"{p}:tiny" for p in FILES])
 def test_no_key_that_is_read_is_undeclared(spec):
     """Dropping any key of any section is noticed before anything runs."""
     for key in leaves(load_config(spec)):

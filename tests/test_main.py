@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from nexttok import main as cli
+from nexttok import run
 from nexttok.config import ConfigError
+from nexttok.experiment import resolve
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f"--config={ROOT}/configs/flextok.py:tiny"
@@ -149,6 +151,27 @@ def test_help_lists_modes_and_keys():
         (["--config.data.source=tfds:none"], "config.data.source = 'tfds:none'"),
         (["--config.mesh.tensor=3"], "config.mesh ="),
         (["--mode=eval"], "expected the workdir of a trained run"),
+        (
+            ["--config.train.generator.optimizer=lamb"],
+            "config.train.generator.optimizer = 'lamb': expected adamw",
+        ),
+        (["--config.train.generator.warmup=61"], "config.train.generator.warmup = 61: expected 0"),
+        (["--config.tokenizer_checkpoint=nowhere"], "config.tokenizer_checkpoint = 'nowhere'"),
+        (
+            [
+                "--config.features.name=dinov2",
+                "--config.features.preset=small",
+                "--config.features.checkpoint=none.pth",
+                "--config.tokenizer.align_weight=1.0",
+                "--config.tokenizer.align_layer=0",
+            ],
+            "config.features.checkpoint = 'none.pth': expected files that exist",
+        ),
+        (
+            ["--config.mesh.data=1", "--config.mesh.tensor=8"],
+            "config.mesh.tensor = 8: expected a divisor of 85",
+        ),
+        (["--workdir=gs://bucket/run"], "--workdir = 'gs://bucket/run': expected a local folder"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(words, message, tmp_path, capsys):
@@ -160,6 +183,43 @@ def test_bad_input_is_one_line_and_writes_nothing(words, message, tmp_path, caps
     assert said.startswith("error: ")
     assert message in said
     assert not workdir.exists()
+
+
+def test_a_data_set_without_held_out_images_is_refused_before_training(tmp_path, capsys):
+    for label in ("a", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        image = Image.fromarray(np.zeros((8, 8), np.uint8))
+        image.save(tmp_path / "images" / label / "0.png")
+    words = [CONFIG, f"--workdir={tmp_path}/out", f"--config.data.source=folder:{tmp_path}/images",
+             "--config.data.num_classes=2"]  # fmt: skip
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "readable images for the test split" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_every_class_are_drawn_when_their_numbers_differ(tmp_path):
+    exp = resolve(cli.load_config(f"{ROOT}/configs/flextok.py:tiny"))
+    images = np.random.default_rng(0).uniform(-1, 1, (15, 16, 16, 1)).astype(np.float32)
+    labels = np.arange(15, dtype=np.int32) % 10
+    shown = run.draw_samples(exp, {"labels": labels, "images": {8: images}}, str(tmp_path))
+    assert [np.asarray(Image.open(path)).std() > 20 for _, _, path in shown] == [True, True]
+
+
+def test_sigterm_ends_the_command_with_its_status_and_the_same_command_goes_on(workdir, tmp_path):
+    process = subprocess.Popen(
+        command(CONFIG, f"--workdir={tmp_path}", *SMALL), cwd=ROOT, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == 143, said
+    assert "SIGTERM: stage tokenizer saved at step" in said
+    assert "Traceback" not in said
 
 
 def test_config_files_and_variants_are_checked():

@@ -1,6 +1,11 @@
 """Notebooks run from top to bottom, at tiny size."""
 
+import builtins
+import os
 import pathlib
+import subprocess
+import sys
+import types
 
 import nbformat
 import pytest
@@ -33,3 +38,21 @@ def test_notebook_runs(path, tmp_path):
 def test_notebook_is_stored_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_on_colab_the_library_is_cloned_from_the_address_that_is_given(path, monkeypatch):
+    cells = [
+        c.source for c in nbformat.read(path, as_version=4).cells if "google.colab" in c.source
+    ]
+    calls = []
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(builtins, "input", lambda _: "https://example.org/nexttok")
+    monkeypatch.setattr(subprocess, "run", lambda words, check: calls.append(words))
+    monkeypatch.setattr(pathlib.Path, "exists", lambda self: False)
+    monkeypatch.setattr(os, "chdir", calls.append)
+    exec(cells[0], {})
+    assert calls[0] == ["git", "clone", "https://example.org/nexttok", "nexttok"]
+    assert calls[1] == "nexttok"
+    assert calls[2][-2:] == ["-r", "requirements.txt"]

@@ -117,18 +117,20 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert np.isfinite(jax.tree.leaves(params)[0]).all()
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path):
+@pytest.mark.parametrize("at", [4, 7])  # 7: the last step, whose save is the stage's own
+def test_sigterm_saves_and_exits_cleanly(tmp_path, at):
     assert threading.current_thread() is threading.main_thread()
 
     def terminated(start):
         for i, batch in enumerate(batches(start)):
-            if start + i == 4:
+            if start + i == at:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    with pytest.raises(train.Preempted, match="saved at step 5"):
+    with pytest.raises(train.Preempted, match=f"saved at step {at + 1}") as stopped:
         run(str(tmp_path), stage(), terminated)
-    assert (tmp_path / "checkpoints" / "5").is_dir()
+    assert stopped.value.code == 143
+    assert (tmp_path / "checkpoints" / str(at + 1)).is_dir()
     got = run(str(tmp_path), stage())
     expected = run(str(tmp_path / "whole"), stage())
     jax.tree.map(np.testing.assert_array_equal, got, expected)

@@ -64,15 +64,20 @@ class Split:
         return example
 
 
-@functools.lru_cache(maxsize=4)
 def load_source(cfg: DataConfig, split: str, seed: int) -> Split:
     """Opens one split, "train" or "test", of `cfg.source` = "<name>" or "<name>:<argument>".
 
-    A split is opened once per process: opening a folder reads every file in it.
+    A split is opened once per process: opening a folder reads every file in it. Only drawn scenes
+    depend on the seed.
 
     Raises:
       ConfigError: unknown or missing data set, or a config that does not fit it.
     """
+    return _opened(cfg, split, seed if cfg.source == "shapes" else 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(cfg, split, seed):
     if split not in ("train", "test"):
         raise ConfigError(f"split = {split!r}: expected train | test")
     name, _, argument = cfg.source.partition(":")

@@ -151,10 +151,3 @@ def train_classifier(
     trained = Classifier(net, params)
     accuracy = float((trained.predict(images) == labels).mean())
     return dataclasses.replace(trained, accuracy=accuracy)
-
-
-def class_agreement(
-    classifier: Classifier, images: Float[np.ndarray, "M H W C"], labels: Int[np.ndarray, "M"]
-) -> float:
-    """Share of images that the classifier assigns to their intended class."""
-    return float((classifier.predict(images) == labels).mean())
