@@ -71,7 +71,7 @@ def kl_f16(**changes):
 
 
 def givt_f16(kl_weight):
-    """GIVT's released beta-VAE: MaskGIT's network, 16 channels that are not scaled."""
+    """GIVT's released beta-VAE: MaskGIT's network, 16 channels not scaled; losses as of kl_f16."""
     return kl(
         **POOLED_F16, latent_channels=16, kl_weight=kl_weight, perceptual_weight=1.0,
         adversarial_weight=0.5, adaptive_weight=True, discriminator_start=50_000,
