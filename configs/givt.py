@@ -7,7 +7,7 @@ Variants (`--config=configs/givt.py:<variant>`):
   masked   the masked model: the same tokens in 8 steps, by confidence.
   tiny     the causal path, training to pictures, in under a minute.
   imagenet256 | imagenet256_masked | imagenet256_large
-           the paper's models (304 M, 304 M, 1.67 B) for ImageNet through TFDS.
+           the paper's models (304 M, 304 M, 1.67 B) for ImageNet through TFDS, on its beta-VAE.
 """
 
 from configs import common, tokenizers
@@ -57,9 +57,7 @@ def generator(masked=False, **sizes):
 def imagenet(config, masked, large):
     """The paper's sizes; Adam with b2 0.95, batches of 8,192 for 500 epochs."""
     common.imagenet(config)
-    config.tokenizer = tokenizers.kl_f16(
-        scaling_factor=1.0, kl_weight=1e-5 if large else 5e-5, z_channels=0
-    )
+    config.tokenizer = tokenizers.givt_f16(kl_weight=1e-5 if large else 5e-5)
     width, depth, hidden = (1536, 48, 8192) if large else (1024, 24, 4096)
     config.generator = generator(
         masked, width=width, depth=depth, head_dim=width // 16, mlp_hidden=hidden,

@@ -16,11 +16,15 @@ LOSSES = dict(
     lecam_weight=0.0,
 )
 
+POOLED_F16 = dict(
+    network="pooled_conv", width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, groups=32
+)
+
 
 def vqgan(**changes):
     """LlamaGen's VQGAN at digits size: f4, 256 unit codes of 8 channels."""
     keys = dict(
-        name="vqgan", width=32, multipliers=(1, 2, 2), blocks=1, attention=(),
+        name="vqgan", network="conv", width=32, multipliers=(1, 2, 2), blocks=1, attention=(),
         decoder_attention=(), groups=8, z_channels=0, quant_kernel=1, bottleneck="vq",
         latent_channels=8, codebook_size=256, normalize=True, beta=0.25, entropy_weight=0.0,
         scaling_factor=1.0, kl_weight=0.0, sample_posterior=False,
@@ -36,6 +40,14 @@ def vqgan_f16(**changes):
         adversarial_weight=0.5, discriminator_start=20_000,
     )  # fmt: skip
     return vqgan(**(keys | changes))
+
+
+def maskgit_f16():
+    """MaskGIT's released tokenizer, of 256 and of 512 pixels; its adversary here is a PatchGAN."""
+    return vqgan(
+        **POOLED_F16, latent_channels=256, codebook_size=1024, normalize=False, entropy_weight=0.1,
+        perceptual_weight=0.1, adversarial_weight=0.1,
+    )  # fmt: skip
 
 
 def kl(**changes):
@@ -56,6 +68,14 @@ def kl_f16(**changes):
         discriminator_start=50_000,
     )  # fmt: skip
     return kl(**(keys | changes))
+
+
+def givt_f16(kl_weight):
+    """GIVT's released beta-VAE: MaskGIT's network, 16 channels not scaled; losses as of kl_f16."""
+    return kl(
+        **POOLED_F16, latent_channels=16, kl_weight=kl_weight, perceptual_weight=1.0,
+        adversarial_weight=0.5, adaptive_weight=True, discriminator_start=50_000,
+    )  # fmt: skip
 
 
 def multiscale(**changes):

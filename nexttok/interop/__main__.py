@@ -7,7 +7,8 @@
     python -m nexttok.main --config=configs/var.py:imagenet256_d16 --workdir=runs/var_d16 \\
         --mode=sample
 
-Reads .safetensors, .npz, flax .msgpack, and PyTorch files without running the code in them.
+Reads .safetensors, .npz, flax files (.msgpack, or no suffix as those of MaskGIT and GIVT), and
+PyTorch files without running the code in them.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Pieces of PyTorch transformers that several checkpoints share."""
+"""Pieces that several checkpoints share: of PyTorch transformers, and flax layers."""
 
 import numpy as np
 
@@ -42,3 +42,14 @@ def mlp(reader: Converter, width: int, hidden: int, bias: bool = True, **names: 
 def scale(reader: Converter, name: str, width: int) -> dict:
     """{scale} of an RMS norm."""
     return {"scale": reader.take(f"{name}.weight", (width,))}
+
+
+def flax_layer(reader: Converter, name: str, *shape: int, bias: bool = True) -> dict:
+    """{kernel of `shape`, bias} of a flax layer, whose layout is ours; outputs come last."""
+    layer = {"kernel": reader.take(f"{name}/kernel", shape)}
+    return layer | ({"bias": reader.take(f"{name}/bias", shape[-1:])} if bias else {})
+
+
+def flax_norm(reader: Converter, name: str, width: int) -> dict:
+    """{scale, bias} of a flax normalization."""
+    return {part: reader.take(f"{name}/{part}", (width,)) for part in ("scale", "bias")}

@@ -3,6 +3,7 @@
 import numpy as np
 
 from nexttok.generator import Generator
+from nexttok.interop.blocks import flax_layer, flax_norm
 from nexttok.interop.checkpoints import Converter
 
 
@@ -57,21 +58,15 @@ def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:
     table = reader.take("EmbedLabels/embedding", (classes + special + 1, width))
     embed = {
         "class_embedding": np.concatenate([table[:classes], table[-1:]]),
-        "project": {
-            "kernel": reader.take("EmbedTargets/kernel", (channels, width)),
-            "bias": reader.take("EmbedTargets/bias", (width,)),
-        },
+        "project": flax_layer(reader, "EmbedTargets", channels, width),
         "positions": reader.take("decoder/pos_emb", (1, gen.inputs.slots, width))[0],
     }
     if special:
         embed["mask_token"] = table[classes + special - 1 : classes + special]
     if special == 3:
         embed["mask_flags"] = table[classes : classes + 2]
-    final = {k: reader.take(f"decoder/LayerNorm/{k}", (width,)) for k in ("scale", "bias")}
+    final = flax_norm(reader, "decoder/LayerNorm", width)
     size = gen.head.mixtures * (1 + 2 * channels)
-    moments = {
-        "kernel": reader.take("decoder/LogitsDense/kernel", (width, size)),
-        "bias": reader.take("decoder/LogitsDense/bias", (size,)),
-    }
+    moments = flax_layer(reader, "decoder/LogitsDense", width, size)
     backbone = {"embed": embed, "trunk": {"blocks": blocks}, "final": {"norm": final}}
     return reader.finish({"backbone": backbone, "head": {"moments": moments}})

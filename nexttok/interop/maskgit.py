@@ -6,6 +6,7 @@ Its one table holds codes, labels and, in the last row, the mask.
 import numpy as np
 
 from nexttok.generator import Generator
+from nexttok.interop.blocks import flax_layer, flax_norm
 from nexttok.interop.checkpoints import Converter, stacked
 
 
@@ -25,11 +26,10 @@ def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:
     rows = vocab + classes + 1
 
     def dense(name, inputs, outputs):
-        kernel = reader.take(f"{name}/kernel", (inputs, outputs))
-        return {"kernel": kernel, "bias": reader.take(f"{name}/bias", (outputs,))}
+        return flax_layer(reader, name, inputs, outputs)
 
     def norm(name):
-        return {k: reader.take(f"{name}/{k}", (width,)) for k in ("scale", "bias")}
+        return flax_norm(reader, name, width)
 
     def attention(name):
         split = (heads, c.head_dim)

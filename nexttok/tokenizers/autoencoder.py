@@ -10,11 +10,11 @@ from nexttok.config import build
 from nexttok.tokenizers.vqgan import VQGAN, refuse_providers
 
 PLAIN = dict(
-    decoder_attention=(), z_channels=0, quant_kernel=1, bottleneck="kl", codebook_size=0,
-    normalize=False, beta=0.0, entropy_weight=0.0, reconstruction="l2", reconstruction_weight=1.0,
-    perceptual_weight=0.0, perceptual_checkpoint="", adversarial_weight=0.0, adaptive_weight=False,
-    discriminator_start=0, discriminator_width=0, discriminator_layers=0, discriminator_norm="",
-    lecam_weight=0.0, config_path="latent",
+    network="conv", decoder_attention=(), z_channels=0, quant_kernel=1, bottleneck="kl",
+    codebook_size=0, normalize=False, beta=0.0, entropy_weight=0.0, reconstruction="l2",
+    reconstruction_weight=1.0, perceptual_weight=0.0, perceptual_checkpoint="",
+    adversarial_weight=0.0, adaptive_weight=False, discriminator_start=0, discriminator_width=0,
+    discriminator_layers=0, discriminator_norm="", lecam_weight=0.0, config_path="latent",
 )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ class MultiScaleVQ(VQGAN):
 
 def make(section, image_shape, dtype="float32", latent=None, features=None) -> MultiScaleVQ:
     """A tokenizer from its config section: the keys of the class and those of VQGAN, but for its
-    KL and entropy settings.
+    network, KL and entropy settings.
 
     Raises:
       ConfigError: unknown or missing key, wrong type, sizes that do not divide, or a latent or
@@ -121,7 +121,8 @@ def make(section, image_shape, dtype="float32", latent=None, features=None) -> M
     """
     refuse_providers("multiscale", latent, features)
     given = dict(
-        image_shape=tuple(image_shape), dtype=dtype, config_path="tokenizer", bottleneck="vq",
-        entropy_weight=0.0, scaling_factor=1.0, kl_weight=0.0, sample_posterior=False,
+        image_shape=tuple(image_shape), dtype=dtype, config_path="tokenizer", network="conv",
+        bottleneck="vq", entropy_weight=0.0, scaling_factor=1.0, kl_weight=0.0,
+        sample_posterior=False,
     )  # fmt: skip
     return build(MultiScaleVQ, section, "tokenizer", named=True, **given)

@@ -1,8 +1,9 @@
 """The convolutional autoencoder with a codebook or a KL bottleneck, and its adversarial training.
 
 VQGAN (Esser et al., "Taming Transformers for High-Resolution Image Synthesis", 2021), the KL
-autoencoder of latent diffusion (Rombach et al., 2022), and LlamaGen's tokenizer (Sun et al.,
-2024), whose small unit-length codes keep nearly all of a large codebook in use.
+autoencoder of latent diffusion (Rombach et al., 2022), LlamaGen's tokenizer (Sun et al., 2024),
+whose small unit-length codes keep nearly all of a large codebook in use, and those of MaskGIT
+(Chang et al., 2022) and GIVT (Tschannen et al., 2023), whose network has no attention.
 
 The discriminator trains in the same step as the networks: the loss is one scalar per example in
 which the generator's term sees fixed discriminator parameters and the discriminator's term sees
@@ -19,12 +20,20 @@ from jaxtyping import Array, Float
 
 from nexttok.bottlenecks import kl, vq
 from nexttok.config import build, check
+from nexttok.nn import pooled_conv
 from nexttok.nn.conv import ConvConfig, Decoder, Encoder
 from nexttok.nn.discriminator import NORMS, PatchGAN
 from nexttok.nn.lpips import LPIPS
 from nexttok.rng import stream
 from nexttok.tokenizers import criteria
 from nexttok.tokens import Tokens, TokenSpec
+
+NETWORKS = {
+    "conv": (Encoder, Decoder),
+    "pooled_conv": (pooled_conv.Encoder, pooled_conv.Decoder),
+}
+# Keys that only the first network has, and what they are under the other.
+UNPOOLED = {"attention": (), "decoder_attention": (), "z_channels": 0, "quant_kernel": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +47,7 @@ class VQGAN:
     Attributes:
       image_shape: (H, W, C), values in [-1, 1].
       dtype: compute dtype.
+      network: conv | pooled_conv, a file of nn/.
       width, multipliers, blocks, attention, groups, z_channels, quant_kernel: see nn/conv.py.
       decoder_attention: levels of the decoder with attention.
       bottleneck: vq | kl.
@@ -62,6 +72,7 @@ class VQGAN:
 
     image_shape: tuple[int, ...]
     dtype: str
+    network: str
     width: int
     multipliers: tuple[int, ...]
     blocks: int
@@ -99,6 +110,10 @@ class VQGAN:
         for side in self.image_shape[:2]:
             allowed = f"a multiple of {stride}, the stride of config.{self.config_path}"
             check(side % stride == 0, "data.resolution", side, allowed)
+        self._check("network", self.network in NETWORKS, " | ".join(NETWORKS))
+        for name, none in UNPOOLED.items() if self.network == "pooled_conv" else ():
+            fits = getattr(self, name) == none
+            self._check(name, fits, f"{none!r} under network = 'pooled_conv'")
         self._check("bottleneck", self.bottleneck in ("vq", "kl"), "vq | kl")
         self._check("latent_channels", self.latent_channels >= 1, "at least 1")
         coded = self.bottleneck == "vq"
@@ -147,15 +162,15 @@ class VQGAN:
         return TokenSpec(grid, self.codebook_size, self.latent_channels)
 
     @functools.cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | pooled_conv.Encoder:
         """Pictures -> latents, or the moments of their posterior."""
         moments = 1 if self.bottleneck == "vq" else 2
-        return Encoder(self.conv, moments * self.latent_channels)
+        return NETWORKS[self.network][0](self.conv, moments * self.latent_channels)
 
     @functools.cached_property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Decoder | pooled_conv.Decoder:
         """Latents -> pictures."""
-        return Decoder(self.decoder_conv, self.image_shape[-1])
+        return NETWORKS[self.network][1](self.decoder_conv, self.image_shape[-1])
 
     @functools.cached_property
     def discriminator(self) -> PatchGAN:

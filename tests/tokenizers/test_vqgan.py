@@ -20,13 +20,13 @@ SHAPE = (16, 16, 3)
 def section(**changes):
     """A section with every key, at toy size."""
     keys = dict(
-        name="vqgan", width=8, multipliers=(1, 2), blocks=1, attention=(1,), decoder_attention=(1,),
-        groups=4, z_channels=0, quant_kernel=1, bottleneck="vq", latent_channels=4,
-        codebook_size=16, normalize=True, beta=0.25, entropy_weight=0.0, scaling_factor=1.0,
-        kl_weight=1e-6, sample_posterior=True, reconstruction="l2", reconstruction_weight=1.0,
-        perceptual_weight=0.0, perceptual_checkpoint="", adversarial_weight=0.0,
-        adaptive_weight=False, discriminator_start=0, discriminator_width=4,
-        discriminator_layers=2, discriminator_norm="group", lecam_weight=0.0,
+        name="vqgan", network="conv", width=8, multipliers=(1, 2), blocks=1, attention=(1,),
+        decoder_attention=(1,), groups=4, z_channels=0, quant_kernel=1, bottleneck="vq",
+        latent_channels=4, codebook_size=16, normalize=True, beta=0.25, entropy_weight=0.0,
+        scaling_factor=1.0, kl_weight=1e-6, sample_posterior=True, reconstruction="l2",
+        reconstruction_weight=1.0, perceptual_weight=0.0, perceptual_checkpoint="",
+        adversarial_weight=0.0, adaptive_weight=False, discriminator_start=0,
+        discriminator_width=4, discriminator_layers=2, discriminator_norm="group", lecam_weight=0.0,
     )  # fmt: skip
     return common.section(**(keys | changes))
 
@@ -236,6 +236,11 @@ def test_parameters_are_placed_on_a_mesh():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (dict(network="vit"), r"tokenizer\.network = 'vit': expected conv \| pooled_conv"),
+        (
+            dict(network="pooled_conv"),
+            r"tokenizer\.attention = \(1,\): expected \(\) under network = 'pooled_conv'",
+        ),
         (dict(bottleneck="fsq"), r"tokenizer\.bottleneck = 'fsq': expected vq \| kl"),
         (dict(codebook_size=0), r"tokenizer\.codebook_size = 0: expected 2 or more codes"),
         (dict(bottleneck="kl"), r"tokenizer\.codebook_size = 16: expected .* 0 under 'kl'"),
