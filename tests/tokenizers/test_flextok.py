@@ -34,10 +34,16 @@ def randomized(params, seed=0, scale=0.3):
     return jax.tree.unflatten(tree, drawn)
 
 
+def compiled_grad(f):
+    return jax.jit(jax.grad(f))
+
+
 TOKENIZER = make()
-PARAMS = randomized(TOKENIZER.init(jax.random.key(0)))
+PARAMS = randomized(jax.jit(TOKENIZER.init)(jax.random.key(0)))
 IMAGES = jax.random.uniform(jax.random.key(1), (3, *SHAPE), minval=-1, maxval=1)
 DECODE = jax.jit(TOKENIZER.decode)
+LOSS = jax.jit(TOKENIZER.loss)
+VELOCITY = jax.jit(TOKENIZER.velocity)
 
 
 def test_shapes_and_range():
@@ -58,7 +64,7 @@ def test_decoding_k_tokens_never_depends_on_later_ones(keep):
     key = jax.random.key(4)
     one, two = (DECODE(PARAMS, Tokens(ids=ids), key, kept) for ids in (a, b))
     np.testing.assert_array_equal(one, two)
-    short = TOKENIZER.decode(PARAMS, Tokens(ids=a[:, :keep]), key)
+    short = DECODE(PARAMS, Tokens(ids=a[:, :keep]), key)
     np.testing.assert_allclose(one, short, atol=1e-5)
     first = jnp.asarray(a).at[:, 0].set((a[:, 0] + 17) % 125)
     assert float(jnp.abs(DECODE(PARAMS, Tokens(ids=first), key, kept) - one).max()) > 1e-4
@@ -76,7 +82,7 @@ def test_decoding_ids_and_values_agree():
     key = jax.random.key(5)
     np.testing.assert_allclose(
         DECODE(PARAMS, Tokens(ids=tokens.ids), key),
-        TOKENIZER.decode(PARAMS, Tokens(values=tokens.values), key),
+        DECODE(PARAMS, Tokens(values=tokens.values), key),
         atol=1e-5,
     )
 
@@ -91,13 +97,13 @@ def test_register_i_ignores_the_registers_after_it():
 
 
 def test_zero_initialized_head_gives_zero_velocity_and_the_loss_of_v():
-    params = TOKENIZER.init(jax.random.key(0))
+    params = jax.jit(TOKENIZER.init)(jax.random.key(0))
     values = jnp.zeros((3, 8, 3))
-    velocity, _ = TOKENIZER.velocity(
+    velocity, _ = VELOCITY(
         params, values, jnp.full((3,), 8), jnp.zeros((3,), bool), IMAGES, jnp.full((3,), 0.5)
     )
     assert float(jnp.abs(velocity).max()) == 0.0
-    loss, metrics = TOKENIZER.loss(params, {"image": jnp.zeros((256, *SHAPE))}, jax.random.key(1))
+    loss, metrics = LOSS(params, {"image": jnp.zeros((256, *SHAPE))}, jax.random.key(1))
     assert float(loss.mean()) == pytest.approx(1.0, abs=0.05)  # E e^2 at x = 0
     assert float(metrics["flow"]) == pytest.approx(float(loss.mean()))
 
@@ -105,17 +111,15 @@ def test_zero_initialized_head_gives_zero_velocity_and_the_loss_of_v():
 def test_null_examples_ignore_every_token():
     a, b = jax.random.normal(jax.random.key(6), (2, 3, 8, 3))
     args = (jnp.full((3,), 8), jnp.ones((3,), bool), IMAGES, jnp.full((3,), 0.3))
-    np.testing.assert_array_equal(
-        TOKENIZER.velocity(PARAMS, a, *args)[0], TOKENIZER.velocity(PARAMS, b, *args)[0]
-    )
+    np.testing.assert_array_equal(VELOCITY(PARAMS, a, *args)[0], VELOCITY(PARAMS, b, *args)[0])
 
 
 def test_videos_and_bfloat16():
     with pytest.raises(ConfigError, match=r"data\.frames = 4: expected 0"):
         make((4, 8, 8, 1))
     half = dataclasses.replace(TOKENIZER, dtype="bfloat16")
-    loss, _ = half.loss(PARAMS, {"image": IMAGES}, jax.random.key(3))
-    full, _ = TOKENIZER.loss(PARAMS, {"image": IMAGES}, jax.random.key(3))
+    loss, _ = jax.jit(half.loss)(PARAMS, {"image": IMAGES}, jax.random.key(3))
+    full, _ = LOSS(PARAMS, {"image": IMAGES}, jax.random.key(3))
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, full, rtol=0.2)
 
@@ -124,7 +128,9 @@ def test_guided_decoding_differs_and_apg_runs():
     tokens = TOKENIZER.encode(PARAMS, IMAGES)
     key = jax.random.key(7)
     outs = [
-        dataclasses.replace(TOKENIZER, guidance=g, guidance_rule=rule).decode(PARAMS, tokens, key)
+        jax.jit(dataclasses.replace(TOKENIZER, guidance=g, guidance_rule=rule).decode)(
+            PARAMS, tokens, key
+        )
         for g, rule in ((1.0, "cfg"), (2.0, "cfg"), (2.0, "apg"))
     ]
     assert float(jnp.abs(outs[0] - outs[1]).max()) > 1e-4
@@ -132,9 +138,9 @@ def test_guided_decoding_differs_and_apg_runs():
 
 
 def test_gradients_reach_encoder_through_the_bottleneck():
-    grads = jax.grad(lambda p: TOKENIZER.loss(p, {"image": IMAGES}, jax.random.key(8))[0].mean())(
-        PARAMS
-    )
+    grads = compiled_grad(
+        lambda p: TOKENIZER.loss(p, {"image": IMAGES}, jax.random.key(8))[0].mean()
+    )(PARAMS)
     for part in ("encoder", "decoder"):
         assert float(jnp.abs(grads[part]["patch_embed"]["kernel"]).max()) > 1e-8
 
@@ -160,25 +166,27 @@ def test_latents_of_a_frozen_autoencoder_are_tokenized():
     latent = autoencoder.make(section, (16, 16, 3))
     tokenizer = make((16, 16, 3), latent=latent)
     assert tokenizer.latent_shape == (8, 8, 4)
-    params = tokenizer.init(jax.random.key(0)) | {"latent": latent.init(jax.random.key(1))}
+    params = jax.jit(tokenizer.init)(jax.random.key(0)) | {
+        "latent": jax.jit(latent.init)(jax.random.key(1))
+    }
     image = jnp.zeros((2, 16, 16, 3))
-    tokens = tokenizer.encode(params, image)
-    assert tokenizer.decode(params, tokens, jax.random.key(2)).shape == image.shape
-    grads = jax.grad(lambda p: tokenizer.loss(p, {"image": image}, jax.random.key(3))[0].mean())(
-        params
-    )
+    tokens = jax.jit(tokenizer.encode)(params, image)
+    assert jax.jit(tokenizer.decode)(params, tokens, jax.random.key(2)).shape == image.shape
+    grads = compiled_grad(
+        lambda p: tokenizer.loss(p, {"image": image}, jax.random.key(3))[0].mean()
+    )(params)
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grads["latent"]))
 
 
 def test_alignment_loss_pulls_decoder_features_to_the_provider():
     provider = FeatureEncoder(ViTConfig(16, 1, 8, patch=4, side=8, stored_grid=2))
     tokenizer = make(features=provider, align_weight=1.0, align_layer=0)
-    frozen = {"features": provider.init(jax.random.key(9))}
-    params = tokenizer.init(jax.random.key(0))
-    loss, metrics = tokenizer.loss(params | frozen, {"image": IMAGES}, jax.random.key(1))
+    frozen = {"features": jax.jit(provider.init)(jax.random.key(9))}
+    params = jax.jit(tokenizer.init)(jax.random.key(0))
+    loss, metrics = jax.jit(tokenizer.loss)(params | frozen, {"image": IMAGES}, jax.random.key(1))
     assert 0.0 <= float(metrics["align"]) <= 2.0
     assert float(loss.mean()) == pytest.approx(float(metrics["flow"] + metrics["align"]), rel=1e-5)
-    grads = jax.grad(
+    grads = compiled_grad(
         lambda p: tokenizer.loss(p | frozen, {"image": IMAGES}, jax.random.key(1))[1]["align"]
     )(randomized(params))
     assert float(jnp.abs(grads["projector"]["out"]["kernel"]).max()) > 0
