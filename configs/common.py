@@ -92,6 +92,13 @@ def plan(name="raster", **changes) -> ConfigDict:
     return section(**(dict(name=name, block=0, steps=0, schedule="", lead=False) | changes))
 
 
+def mask(**changes) -> ConfigDict:
+    """Hidden positions see the given ones (nexttok/contexts/mask.py)."""
+    return section(
+        **(dict(name="mask", schedule="cosine", floor=0.0, per_example=False) | changes)
+    )
+
+
 def categorical(**changes) -> ConfigDict:
     """A softmax over the vocabulary."""
     return section(

@@ -43,7 +43,7 @@ def generator(masked=False, **sizes):
     plan, context = common.plan("raster"), common.section(name="shift")
     if masked:
         plan = common.plan("confidence", steps=8, schedule="cosine")
-        context = common.section(name="mask", schedule="cosine", floor=0.3)
+        context = common.mask(floor=0.3)
         options |= dict(condition=("prefix",), prefix=1, concat_mask=True)
     return common.section(
         plan=plan,

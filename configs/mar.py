@@ -46,7 +46,7 @@ def generator(prefix=4, **sizes):
     )  # fmt: skip
     return common.section(
         plan=common.plan("random", steps=8, schedule="cosine"),
-        context=common.section(name="mask", schedule="truncated_normal", floor=0.7),
+        context=common.mask(schedule="truncated_normal", floor=0.7),
         head=common.section(name="diffusion", width=128, depth=3, repeats=4, steps=50),
         backbone=common.backbone("encoder_decoder", **(options | sizes)),
         class_dropout=0.1,

@@ -40,7 +40,7 @@ def generator(**sizes):
     )  # fmt: skip
     return common.section(
         plan=common.plan("confidence", steps=8, schedule="cosine"),
-        context=common.section(name="mask", schedule="cosine", floor=0.0),
+        context=common.mask(per_example=True),
         head=common.categorical(tied=True, smoothing=0.1),
         backbone=common.backbone(**(options | sizes)),
         class_dropout=0.0,

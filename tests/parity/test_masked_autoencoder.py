@@ -116,7 +116,7 @@ def _xar():
     return gen, masked_autoencoder.xar(official.state_dict(fixture), gen), fixture
 
 
-def test_xar_velocity_and_loss(xar):
+def test_xar_states_velocity_and_loss(xar):
     gen, params, fixture = xar
     expected = jax.eval_shape(gen.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
@@ -129,12 +129,13 @@ def test_xar_velocity_and_loss(xar):
         hidden = gen.hidden(params, slots, label)
         velocity = gen.head.velocity(params["head"], hidden)
         loss = gen.head.loss(params["head"], hidden, lesson.target, jax.random.key(0), True)[0]
-        return velocity, loss.mean()
+        return hidden, velocity, loss.mean()
 
-    velocity, loss = run(params, lesson.slots, jnp.asarray(fixture["label"]))
+    states, velocity, loss = run(params, lesson.slots, jnp.asarray(fixture["label"]))
+    official.close(states, fixture["states"])
     official.close(velocity, fixture["velocity"].reshape(2, 256, 16))
     official.close(loss, fixture["loss"])
-    null, loss = run(params, lesson.slots, jnp.asarray([-1, -1]))
+    _, null, loss = run(params, lesson.slots, jnp.asarray([-1, -1]))
     official.close(null.reshape(2, 4, 64, 16)[:, :, ::4], fixture["velocity_null_every4"])
     official.close(loss, fixture["loss_null"])
 
