@@ -94,9 +94,7 @@ def plan(name="raster", **changes) -> ConfigDict:
 
 def mask(**changes) -> ConfigDict:
     """Hidden positions see the given ones (nexttok/contexts/mask.py)."""
-    return section(
-        **(dict(name="mask", schedule="cosine", floor=0.0, per_example=False) | changes)
-    )
+    return section(**(dict(name="mask", schedule="cosine", floor=0.0, per_example=False) | changes))
 
 
 def categorical(**changes) -> ConfigDict:

@@ -4,8 +4,9 @@ Fixtures: google-research/big_vision models/proj/givt/{givt,decode,parallel_deco
 scanned layers of width 64, 4 heads, 16 tokens of 4 channels, 4 mixtures, 5 labels; the causal
 model, and the masked one with mask_style "concat" and "replace". Every parameter was overwritten
 by `official.seeded` times its gain, so that attention logits deviate by 1 to 2; states are the
-outputs of the last norm; decoding took the mean of the likeliest component, and no Gumbel noise. "givt_guidance": CFGDensity of two given
-mixtures, with the drawn components, normal and uniform numbers given.
+outputs of the last norm; decoding took the mean of the likeliest component, and no Gumbel noise.
+"givt_guidance": CFGDensity of two given mixtures, with the drawn components, normal and uniform
+numbers given.
 """
 
 import jax

@@ -3,7 +3,8 @@
 Fixtures: FoundationVision/VAR models/{var,basic_var,quant,vqvae}.py at depth 3, width 48, 3 heads,
 maps of side 1, 2, 3, 4, 64 codes of 8 channels, 5 classes, L2 attention, without and with shared
 adaLN, every parameter overwritten by `official.seeded`. The teacher-forced inputs come from the
-official quantizer; states are the outputs of the adaLN before the head; greedy tokens from autoregressive_infer_cfg(cfg=1.5, top_k=1).
+official quantizer; states are the outputs of the adaLN before the head; greedy tokens from
+autoregressive_infer_cfg(cfg=1.5, top_k=1).
 """
 
 import functools
