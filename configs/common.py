@@ -145,6 +145,7 @@ def backbone(name="decoder", **changes) -> ConfigDict:
         output_positions=False,
         embed_init="uniform01",  # normal02 | normal1 | third | uniform01
         dropout=0.1,
+        dropout_on=("embedding", "attention", "mlp"),  # also: weights (of attention), hidden
         drop_path=0.0,
         remat=False,
         unroll=1,

@@ -63,7 +63,8 @@ def imagenet(config, masked, large):
     width, depth, hidden = (1536, 48, 8192) if large else (1024, 24, 4096)
     config.generator = generator(
         masked, width=width, depth=depth, head_dim=width // 16, mlp_hidden=hidden,
-        dropout=0.4 if masked else 0.2, remat=True,
+        dropout=0.4 if masked else 0.3 if large else 0.2,
+        dropout_on=("weights", "attention", "hidden"), remat=True,
     )  # fmt: skip
     if masked:
         config.generator.plan.steps = 16

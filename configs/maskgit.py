@@ -54,7 +54,10 @@ def imagenet(config, resolution):
         codebook_size=1024, latent_channels=256, normalize=False, entropy_weight=0.1,
         perceptual_weight=0.1, adversarial_weight=0.1, discriminator_start=0,
     )  # fmt: skip
-    config.generator = generator(width=768, depth=24, head_dim=48, mlp_hidden=3072, remat=True)
+    config.generator = generator(
+        width=768, depth=24, head_dim=48, mlp_hidden=3072, remat=True,
+        dropout_on=("embedding", "weights", "attention", "mlp"),
+    )  # fmt: skip
     config.generator.plan.steps = 8 if resolution == 256 else 12
     config.train.generator.update(
         steps=2_000_000, batch_size=256, learning_rate=1e-4, weight_decay=0.045, b2=0.96,
