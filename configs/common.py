@@ -92,6 +92,11 @@ def plan(name="raster", **changes) -> ConfigDict:
     return section(**(dict(name=name, block=0, steps=0, schedule="", lead=False) | changes))
 
 
+def mask(**changes) -> ConfigDict:
+    """Hidden positions see the given ones (nexttok/contexts/mask.py)."""
+    return section(**(dict(name="mask", schedule="cosine", floor=0.0, per_example=False) | changes))
+
+
 def categorical(**changes) -> ConfigDict:
     """A softmax over the vocabulary."""
     return section(
@@ -140,6 +145,7 @@ def backbone(name="decoder", **changes) -> ConfigDict:
         output_positions=False,
         embed_init="uniform01",  # normal02 | normal1 | third | uniform01
         dropout=0.1,
+        dropout_on=("embedding", "attention", "mlp"),  # also: weights (of attention), hidden
         drop_path=0.0,
         remat=False,
         unroll=1,

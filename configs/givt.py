@@ -43,7 +43,7 @@ def generator(masked=False, **sizes):
     plan, context = common.plan("raster"), common.section(name="shift")
     if masked:
         plan = common.plan("confidence", steps=8, schedule="cosine")
-        context = common.section(name="mask", schedule="cosine", floor=0.3)
+        context = common.mask(floor=0.3)
         options |= dict(condition=("prefix",), prefix=1, concat_mask=True)
     return common.section(
         plan=plan,
@@ -61,7 +61,8 @@ def imagenet(config, masked, large):
     width, depth, hidden = (1536, 48, 8192) if large else (1024, 24, 4096)
     config.generator = generator(
         masked, width=width, depth=depth, head_dim=width // 16, mlp_hidden=hidden,
-        dropout=0.4 if masked else 0.2, remat=True,
+        dropout=0.4 if masked else 0.3 if large else 0.2,
+        dropout_on=("weights", "attention", "hidden"), remat=True,
     )  # fmt: skip
     if masked:
         config.generator.plan.steps = 16

@@ -46,7 +46,7 @@ def generator(prefix=4, **sizes):
     )  # fmt: skip
     return common.section(
         plan=common.plan("random", steps=8, schedule="cosine"),
-        context=common.section(name="mask", schedule="truncated_normal", floor=0.7),
+        context=common.mask(schedule="truncated_normal", floor=0.7),
         head=common.section(name="diffusion", width=128, depth=3, repeats=4, steps=50),
         backbone=common.backbone("encoder_decoder", **(options | sizes)),
         class_dropout=0.1,
@@ -59,7 +59,7 @@ def imagenet(config, width, depth, head_dim, head_width, head_depth, guidance):
     config.tokenizer = tokenizers.kl_f16()
     config.generator = generator(
         prefix=64, width=width, depth=depth, decoder_depth=depth, head_dim=head_dim,
-        mlp_hidden=4 * width, remat=True,
+        mlp_hidden=4 * width, remat=True, dropout_on=("weights", "attention", "hidden", "mlp"),
     )  # fmt: skip
     config.generator.plan.steps = 64
     config.generator.head.update(width=head_width, depth=head_depth, steps=100)

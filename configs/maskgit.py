@@ -40,7 +40,7 @@ def generator(**sizes):
     )  # fmt: skip
     return common.section(
         plan=common.plan("confidence", steps=8, schedule="cosine"),
-        context=common.section(name="mask", schedule="cosine", floor=0.0),
+        context=common.mask(per_example=True),
         head=common.categorical(tied=True, smoothing=0.1),
         backbone=common.backbone(**(options | sizes)),
         class_dropout=0.0,
@@ -51,7 +51,10 @@ def imagenet(config, resolution):
     """24 layers of width 768 with 16 heads; 1,024 codes, 16 x 16 or 32 x 32 tokens, no guidance."""
     common.imagenet(config, resolution)
     config.tokenizer = tokenizers.maskgit_f16()
-    config.generator = generator(width=768, depth=24, head_dim=48, mlp_hidden=3072, remat=True)
+    config.generator = generator(
+        width=768, depth=24, head_dim=48, mlp_hidden=3072, remat=True,
+        dropout_on=("embedding", "weights", "attention", "mlp"),
+    )  # fmt: skip
     config.generator.plan.steps = 8 if resolution == 256 else 12
     config.train.generator.update(
         steps=2_000_000, batch_size=256, learning_rate=1e-4, weight_decay=0.045, b2=0.96,

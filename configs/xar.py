@@ -76,7 +76,7 @@ def imagenet(config, width, depth, head_dim, hidden, steps, guidance):
     config.tokenizer = tokenizers.kl_f16()
     config.generator = generator(
         width=width, depth=depth, decoder_depth=depth, head_dim=head_dim, mlp_hidden=hidden,
-        remat=True,
+        remat=True, dropout_on=("weights", "attention", "hidden", "mlp"),
     )  # fmt: skip
     config.generator.head.steps = steps
     config.sample.guidance = guidance

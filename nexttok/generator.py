@@ -120,7 +120,8 @@ class Generator:
         slots = self.lesson(tokens, stream(rng, "lesson")).slots
         label = jnp.zeros((1,), jnp.int32)
         backbone = self.network.init(stream(rng, "backbone"), slots, label)["params"]
-        return {"backbone": backbone, "head": self.head.init_params(stream(rng, "head"))}
+        table = (self._table(backbone),) if self._tied else ()
+        return {"backbone": backbone, "head": self.head.init_params(stream(rng, "head"), *table)}
 
     def lesson(self, tokens: Tokens, rng: Array, plan: plans.Plan | None = None) -> Lesson:
         """What is taught for tokens by index; `rng` draws orders, masks and noise."""
@@ -179,10 +180,21 @@ class Generator:
         return losses if lesson.weight is None else losses * lesson.weight, metrics
 
     def head_params(self, params: dict) -> dict:
-        """The head's parameters, with the embedding of the tokens where it is shared."""
-        if not getattr(self.head, "tied", False):
+        """The head's parameters, with the embedding where it is shared."""
+        if not self._tied:
             return params["head"]
-        return params["head"] | {"embedding": params["backbone"]["embed"]["embedding"]}
+        return params["head"] | {"embedding": self._table(params["backbone"])}
+
+    @property
+    def _tied(self):
+        return getattr(self.head, "tied", False)
+
+    @staticmethod
+    def _table(backbone):
+        """One row per token, label and mask, as far as they are embedded."""
+        rows = backbone["embed"]
+        names = ("embedding", "class_embedding", "mask_token")
+        return jnp.concatenate([rows[name] for name in names if name in rows])
 
     def init_cache(self, batch: int, plan: plans.Plan, given: int = 0) -> Cache | None:
         """An empty key-value cache for the generation of a plan; None where nothing is cached."""

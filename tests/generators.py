@@ -40,10 +40,6 @@ def _two_stacks(**options):
     )
 
 
-def _mask(**options):
-    return SECTION(**(dict(name="mask", schedule="cosine", floor=0.0) | options))
-
-
 GRID, LINE = TokenSpec((2, 3), 5, 2), TokenSpec((6,), 5, 2, True)
 VALUES = TokenSpec((3, 3), 0, 2)
 
@@ -85,11 +81,11 @@ MAKERS = {
                SECTION(name="query", layout="separate"), common.categorical(),
                common.llama("cross_decoder", **SMALL, decoder_depth=2)), GRID),
     "maskgit": lambda: (
-        _parts(common.plan("confidence", steps=4, schedule="cosine"), _mask(),
+        _parts(common.plan("confidence", steps=4, schedule="cosine"), common.mask(per_example=True),
                common.categorical(tied=True), _bert()), GRID),
     "mar": lambda: (
         _parts(common.plan("random", steps=4, schedule="cosine"),
-               _mask(schedule="truncated_normal", floor=0.7),
+               common.mask(schedule="truncated_normal", floor=0.7),
                SECTION(name="diffusion", width=16, depth=2, repeats=2, steps=5),
                _two_stacks(condition=("prefix",), prefix=3, embed_norm="layer",
                            output_positions=True, bias=True, mlp_bias=True)), VALUES),

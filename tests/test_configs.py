@@ -49,7 +49,7 @@ GENERATORS = {
     ("var", "imagenet256_d24"): 1033,
     ("var", "imagenet256_d30"): 2010,
     ("var", "imagenet512_d36"): 2300,
-    ("maskgit", "imagenet256"): 174,
+    ("maskgit", "imagenet256"): 172.457,  # of the official code
     ("mar", "imagenet256_b"): 208,
     ("mar", "imagenet256_l"): 479,
     ("mar", "imagenet256_h"): 943,

@@ -32,10 +32,12 @@ class Mask:
       schedule: of the share that is hidden in training. cosine: cos(pi u / 2) per example, u
         uniform in [0, 1 - floor]; truncated_normal: N(1, 0.25) on [floor, 1], one draw a batch.
       floor: see schedule.
+      per_example: every example weighs the same in the loss (MaskGIT); else every hidden token.
     """
 
     schedule: str
     floor: float
+    per_example: bool
     likelihood = False
 
     def __post_init__(self):
@@ -87,8 +89,9 @@ class Mask:
     def taught(self, given: Array, hidden: Bool[Array, "B N"], prefix: int, visible: int) -> Lesson:
         """The lesson of a given mask."""
         weight = hidden.astype(jnp.float32)
+        axes = (1,) if self.per_example else (0, 1)
         body = canvas(given, hidden, prefix).replace(visible=visible)
-        return Lesson(body, (prefix, 1), given, weight / weight.mean())
+        return Lesson(body, (prefix, 1), given, weight / weight.mean(axes, keepdims=True))
 
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
         """One step: all positions are computed, those of the step are kept.

@@ -22,7 +22,7 @@ class Logits(nn.Module):
     """Linear map to float32 logits.
 
     Attributes:
-      vocab: V.
+      vocab: V; a tied head has a class per row of the embedding instead.
       bias: of the map.
       kernel: initializer; zeros (the first loss is log V) | normal02 | third (of VAR, times 0.02).
       tied: a BERT head instead: dense, GELU, layer norm, then the transposed embedding and a bias.
@@ -46,7 +46,7 @@ class Logits(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (width,))
         shift = self.param("bias", nn.initializers.zeros_init(), (width,))
         h = layer_norm(h, 1e-12) * scale[None, None] + shift[None, None]
-        offset = self.param("offset", nn.initializers.zeros_init(), (self.vocab,))
+        offset = self.param("offset", nn.initializers.zeros_init(), embedding.shape[:1])
         return h @ embedding.astype(jnp.float32).T + offset[None, None]
 
 
@@ -56,10 +56,14 @@ class Categorical:
 
     Attributes:
       vocab, width: of the tokens, of the hidden states.
-      bias, init, tied: see Logits.
+      bias, init, tied: see Logits. The embedding of a tied head holds the tokens, then all else
+        that enters by a vector of its own: labels and the mask (MaskGIT).
       smoothing: label smoothing e: target e / V + (1 - e) one-hot, in training only.
-      reserved: classes of the softmax that are no tokens (special ids of a joint vocabulary, NBP);
-        never drawn.
+      reserved: classes of the softmax that are no tokens (special ids of a joint vocabulary, NBP),
+        in front of them.
+
+    Classes that are no tokens take part in the training softmax only: they are never drawn, and
+    evaluation measures the distribution that is drawn from.
     """
 
     vocab: int
@@ -77,20 +81,20 @@ class Categorical:
         check(self.init in INIT_NAMES, "generator.head.init", self.init, " | ".join(INIT_NAMES))
         check(0 <= self.smoothing < 1, "generator.head.smoothing", self.smoothing, "0 .. below 1")
         fits = self.reserved == 0 or (self.reserved > 0 and not self.tied)
-        check(fits, "generator.head.reserved", self.reserved, "0 when tied, else at least 0")
+        check(fits, "generator.head.reserved", self.reserved,
+              "0 when tied (the embedding tells), else at least 0")  # fmt: skip
 
     @property
     def _net(self):
         return Logits(self.reserved + self.vocab, self.bias, self.init, self.tied)
 
-    def init_params(self, rng: Array) -> dict:
-        """Parameters of the head."""
-        table = jnp.zeros((self.vocab, self.width)) if self.tied else None
-        return self._net.init(rng, jnp.zeros((1, 1, self.width)), table)["params"]
+    def init_params(self, rng: Array, embedding: Float[Array, "V D"] | None = None) -> dict:
+        """Parameters of the head; a tied one is told the embedding."""
+        return self._net.init(rng, jnp.zeros((1, 1, self.width)), embedding)["params"]
 
     def outputs(self, params: dict, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Logits of the tokens."""
-        return self._all(params, hidden)[..., self.reserved :]
+        return self._all(params, hidden)[..., self.reserved : self.reserved + self.vocab]
 
     def _all(self, params, hidden):
         # params hold "embedding" beside the head's own when it is tied
@@ -107,12 +111,13 @@ class Categorical:
     ) -> tuple[Float[Array, "B S"], dict]:
         """Cross-entropy in nats per token; metrics {accuracy}."""
         del rng
-        logits, target = self._all(params, hidden), target + self.reserved
+        every = self._all(params, hidden)
+        logits = every[..., self.reserved : self.reserved + self.vocab]
         picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        total = jax.nn.logsumexp(logits, axis=-1)
+        total = jax.nn.logsumexp(every if train else logits, axis=-1)
         nats = total - picked
         if train and self.smoothing:
-            nats = (1 - self.smoothing) * nats + self.smoothing * (total - logits.mean(-1))
+            nats = (1 - self.smoothing) * nats + self.smoothing * (total - every.mean(-1))
         hits = (jnp.argmax(logits, -1) == target).astype(jnp.float32)
         return nats, {"accuracy": hits.mean()}
 

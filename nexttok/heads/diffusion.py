@@ -106,12 +106,18 @@ class Chain:
 @functools.cache
 def cosine_chain(steps: int) -> Chain:
     """The squared-cosine schedule, respaced to `steps` of its 1,000 times."""
+    return respaced(
+        (0,) if steps == 1 else tuple(round(i * (TIMES - 1) / (steps - 1)) for i in range(steps))
+    )
+
+
+def respaced(times: tuple[int, ...]) -> Chain:
+    """The squared-cosine schedule on these of its 1,000 times, ascending."""
     u = np.arange(TIMES + 1) / TIMES
     bar = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     total = np.cumprod(1.0 - np.minimum(1.0 - bar[1:] / bar[:-1], 0.999))
-    times = [0] if steps == 1 else [round(i * (TIMES - 1) / (steps - 1)) for i in range(steps)]
-    kept = total[times]
-    return Chain(tuple(times), tuple(1.0 - kept / np.append(1.0, kept[:-1])))
+    kept = total[list(times)]
+    return Chain(times, tuple(1.0 - kept / np.append(1.0, kept[:-1])))
 
 
 def _normal_cdf(x):
@@ -137,6 +143,21 @@ def posterior(
     mean = chain.at("mean_start", step) * start + chain.at("mean_now", step) * x
     share = (v + 1.0) / 2.0
     return mean, share * chain.at("high", step) + (1.0 - share) * chain.at("low", step)
+
+
+def ancestral(
+    chain: Chain,
+    x: Float[Array, "M C"],
+    noise: Float[Array, "M C"],
+    v: Array,
+    step: Array,
+    fresh: Float[Array, "M C"],
+    temperature: float,
+) -> Float[Array, "M C"]:
+    """The previous x: `fresh` normal numbers spread the mean, but not at step 0."""
+    mean, log_var = posterior(chain, x, noise, v, step)
+    spread = jnp.where(step > 0, temperature, 0.0)[:, None]
+    return mean + spread * jnp.exp(0.5 * log_var) * fresh
 
 
 def terms(
@@ -244,11 +265,9 @@ class Diffusion:
             if uncond is not None:
                 noise = guidance.cfg(noise[:rows], noise[rows:], scale)
                 v = v[:rows]
-            at = jnp.full((rows,), step)
-            mean, log_var = posterior(chain, x, noise, v, at)
             fresh = jax.random.normal(stream(rng, "denoise", step), x.shape)
-            spread = jnp.where(step > 0, draw.temperature, 0.0)
-            return mean + spread * jnp.exp(0.5 * log_var) * fresh, None
+            at = jnp.full((rows,), step)
+            return ancestral(chain, x, noise, v, at, fresh, draw.temperature), None
 
         x = jax.random.normal(stream(rng, "start"), (rows, self.channels))
         x, _ = jax.lax.scan(denoise, x, jnp.arange(self.steps - 1, -1, -1, dtype=jnp.int32))

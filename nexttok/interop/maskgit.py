@@ -73,6 +73,6 @@ def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:
     head = {
         "transform": dense("MlmLayer_0/mlm_dense", width, width),
         **norm("MlmLayer_0/mlm_ln"),
-        "offset": reader.take("MlmLayer_0/mlm_bias/bias", (rows,))[:vocab],
+        "offset": reader.take("MlmLayer_0/mlm_bias/bias", (rows,)),
     }
     return reader.finish({"backbone": backbone, "head": head})

@@ -67,13 +67,18 @@ def attend(
     v: Float[Array, "B K H d"],
     mask: Bool[Array, "Q K"] | Bool[Array, "B Q K"] | None,
     scale: float,
+    drop: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B Q H d"]:
-    """softmax(scale q k^T) v over visible keys; scores and softmax in float32."""
+    """softmax(scale q k^T) v over visible keys; scores and softmax in float32.
+
+    `drop` is applied to the weights [B, H, Q, K] (dropout in training).
+    """
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = weights if drop is None else drop(weights)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
@@ -105,7 +110,7 @@ class Attention(nn.Module):
       qk_norm: none | layer | rms | l2, per head; `qk_affine` learns its scale. With l2 the scores
         are cosines times a learned temperature per head, at most 100 (VAR).
       scale: of the scores; 0 for 1/sqrt(head_dim).
-      dropout: on the output projection.
+      dropout: on the output projection; weight_dropout: on the attention weights.
       init: of the projections; `proj_init` of the output projection, None for the same.
     """
 
@@ -117,6 +122,7 @@ class Attention(nn.Module):
     qk_affine: bool = False
     scale: float = 0.0
     dropout: float = 0.0
+    weight_dropout: float = 0.0
     init: str | Callable = "xavier"
     proj_init: str | Callable | None = None
     dtype: str = "float32"
@@ -167,7 +173,8 @@ class Attention(nn.Module):
             k, v, mask = cache.keys, cache.values, visible(steps, cache.steps)
         else:
             mask = None if steps is None else visible(steps, steps)
-        y = attend(q, k.astype(q.dtype), v.astype(q.dtype), mask, scale)
+        drop = nn.Dropout(self.weight_dropout, deterministic=not train, name="weight_dropout")
+        y = attend(q, k.astype(q.dtype), v.astype(q.dtype), mask, scale, drop)
         init = self.init if self.proj_init is None else self.proj_init
         y = Linear(self.width, self.bias, init, self.dtype, name="proj")(
             y.reshape(*x.shape[:2], self.width)

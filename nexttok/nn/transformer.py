@@ -43,7 +43,9 @@ class TransformerConfig:
       adaln_shared: the condition is the modulation itself, [B, 1, 6 D], shared by all layers, to
         which a layer adds its own table.
       cross: add cross-attention to a context after self-attention.
-      dropout: on attention and MLP outputs; drop_path: stochastic depth, linear over layers.
+      dropout: rate at the places that dropout_on names: weights (of attention), attention (its
+        output), hidden (of the MLP), mlp (its output); drop_path: stochastic depth, linear over
+        layers.
       init: xavier | normal02 | third (truncated normal of variance 1 / (3 width)).
       depth_scaled: output layers of attention and MLP start smaller by sqrt(2 depth).
       remat: rematerialize each block in the backward pass; unroll: blocks per scan iteration.
@@ -70,6 +72,7 @@ class TransformerConfig:
     adaln_shared: bool = False
     cross: bool = False
     dropout: float = 0.0
+    dropout_on: tuple[str, ...] = ("attention", "mlp")
     drop_path: float = 0.0
     init: str = "xavier"
     depth_scaled: bool = False
@@ -96,6 +99,10 @@ class TransformerConfig:
             return INITS["zeros"]
         row = np.repeat([gates, rest], [2 * self.width, 4 * self.width])
         return scaled(self.initializer, np.tile(row, self.adaln))
+
+    def dropout_at(self, place: str) -> float:
+        """Dropout rate of a place."""
+        return self.dropout if place in self.dropout_on else 0.0
 
     def norm_layer(self, name: str) -> Norm:
         """The normalization of this transformer."""
@@ -135,8 +142,9 @@ class Mlp(nn.Module):
         if c.gated:
             h = h * dense(c.mlp_hidden, name="fc3")(x)
         h = constrain(h, "batch", "sequence", "mlp")
+        h = nn.Dropout(c.dropout_at("hidden"), deterministic=not train, name="hidden_dropout")(h)
         h = dense(c.width, init=c.output_initializer, name="fc2")(h)
-        return nn.Dropout(c.dropout, deterministic=not train)(h)
+        return nn.Dropout(c.dropout_at("mlp"), deterministic=not train)(h)
 
 
 class Block(nn.Module):
@@ -161,7 +169,8 @@ class Block(nn.Module):
 
         def attention(name):
             return Attention(
-                c.width, c.head_dim, c.bias, c.key_bias, c.qk_norm, False, c.score_scale, c.dropout,
+                c.width, c.head_dim, c.bias, c.key_bias, c.qk_norm, False, c.score_scale,
+                c.dropout_at("attention"), c.dropout_at("weights"),
                 c.initializer, c.output_initializer, c.dtype, name=name,
             )  # fmt: skip
 

@@ -147,6 +147,27 @@ def test_drop_path_and_dropout_act_in_training_only():
     assert float(jnp.abs(a - b).max()) > 1e-3
 
 
+@pytest.mark.parametrize("place", ["weights", "attention", "hidden", "mlp"])
+def test_dropout_acts_where_it_is_told(place):
+    """One place alone moves the output; at the end of a branch it zeroes about half of it."""
+    config = dataclasses.replace(BASE, depth=1, dropout=0.5, dropout_on=(place,))
+    model, variables = build(config)
+    block = dict(variables["params"]["blocks"])
+    # the other branch is switched off, so that only a place of its own branch can act
+    off = ("mlp", "fc2") if place in ("weights", "attention") else ("attn", "proj")
+    block[off[0]] = block[off[0]] | {
+        off[1]: {"kernel": jnp.zeros_like(block[off[0]][off[1]]["kernel"])}
+    }
+    run = jax.jit(model.apply, static_argnames="train")
+    key = {"dropout": jax.random.key(3)}
+    trained = run({"params": {"blocks": block}}, X, train=True, rngs=key)[0]
+    still = run({"params": {"blocks": block}}, X)[0]
+    dropped = np.asarray((trained == X) & (still != X)).mean()
+    assert float(jnp.abs(trained - still).max()) > 1e-3
+    outputs = place in ("attention", "mlp")
+    assert dropped == pytest.approx(0.5 if outputs else 0.0, abs=0.15)
+
+
 def test_drop_path_keeps_the_expectation():
     from nexttok.nn.transformer import drop_path
 

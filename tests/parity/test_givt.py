@@ -3,9 +3,10 @@
 Fixtures: google-research/big_vision models/proj/givt/{givt,decode,parallel_decode}.py with 2
 scanned layers of width 64, 4 heads, 16 tokens of 4 channels, 4 mixtures, 5 labels; the causal
 model, and the masked one with mask_style "concat" and "replace". Every parameter was overwritten
-by `official.seeded` times its gain, so that attention logits deviate by 1 to 2; decoding took the
-mean of the likeliest component, and no Gumbel noise. "givt_guidance": CFGDensity of two given
-mixtures, with the drawn components, normal and uniform numbers given.
+by `official.seeded` times its gain, so that attention logits deviate by 1 to 2; states are the
+outputs of the last norm; decoding took the mean of the likeliest component, and no Gumbel noise.
+"givt_guidance": CFGDensity of two given mixtures, with the drawn components, normal and uniform
+numbers given.
 """
 
 import jax
@@ -39,7 +40,7 @@ def built(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mixtures_and_likelihood(name):
+def test_states_mixtures_and_likelihood(name):
     gen, params, fixture = built(name)
     expected = jax.eval_shape(gen.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
@@ -54,14 +55,15 @@ def test_mixtures_and_likelihood(name):
         )
         hidden = gen.predicted(params, lesson, label)
         loss = gen.head.loss(params["head"], hidden, lesson.target, jax.random.key(0), True)[0]
-        return gen.head.outputs(params["head"], hidden), loss
+        return hidden, gen.head.outputs(params["head"], hidden), loss
 
-    logits, nll = run(params, jnp.asarray(fixture["label"]))
+    states, logits, nll = run(params, jnp.asarray(fixture["label"]))
+    official.close(states, fixture["states"])
     official.close(logits, fixture["logits"])
     official.close(nll, fixture["nll"])
     older = gmm.split(jnp.asarray(fixture["logits"]), 4, halved=False)
     official.close(-gmm.log_prob(*older, z), fixture["nll_legacy"])
-    official.close(run(params, jnp.asarray([-1, -1]))[0], fixture["logits_null"])
+    official.close(run(params, jnp.asarray([-1, -1]))[1], fixture["logits_null"])
 
 
 @pytest.mark.parametrize("name", NAMES)

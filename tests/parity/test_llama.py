@@ -3,8 +3,8 @@
 Fixtures: FoundationVision/LlamaGen autoregressive/models/{gpt,generate}.py, ziqipang/RandAR
 RandAR/model/randar_gpt.py and hp-l33/ARPG models/arpg.py were built at width 64, 4 heads, 2 layers
 (ARPG 2 + 2), a 4 x 4 grid, 64 codes, 5 classes, dropout 0, every parameter overwritten by
-`official.seeded`. Teacher-forced logits and loss come from the training path, greedy tokens from
-their own cached generation with top_k = 1.
+`official.seeded`. Teacher-forced states (after the last norm), logits and loss come from the
+training path, greedy tokens from their own cached generation with top_k = 1.
 """
 
 import jax
@@ -59,7 +59,7 @@ def teacher_forced(gen, params, fixture, label):
         lesson = gen.lesson_in(Tokens(ids=ids), order, gen.teaching, jax.random.key(0))
         hidden = gen.predicted(params, lesson, label)
         loss = gen.head.loss(params["head"], hidden, lesson.target, jax.random.key(0), True)[0]
-        return gen.head.outputs(params["head"], hidden), loss.mean()
+        return hidden, gen.head.outputs(params["head"], hidden), loss.mean()
 
     return run(params)
 
@@ -86,16 +86,17 @@ def greedy(gen, params, label, order, guidance):
         ("arpg", arpg("arccos"), llama.arpg),
     ],
 )
-def test_teacher_forced_logits_and_loss(name, gen, convert):
+def test_teacher_forced_states_logits_and_loss(name, gen, convert):
     fixture = official.load(name)
     params = convert(official.state_dict(fixture), gen)
     expected = jax.eval_shape(gen.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
-    logits, loss = teacher_forced(gen, params, fixture, jnp.asarray(fixture["label"]))
+    states, logits, loss = teacher_forced(gen, params, fixture, jnp.asarray(fixture["label"]))
+    official.close(states, fixture["states"])
     official.close(logits, fixture["logits"])
     official.close(loss, fixture["loss"])
     if "logits_null" in fixture:
-        null = teacher_forced(gen, params, fixture, jnp.full((2,), -1, jnp.int32))[0]
+        null = teacher_forced(gen, params, fixture, jnp.full((2,), -1, jnp.int32))[1]
         official.close(null, fixture["logits_null"])
 
 

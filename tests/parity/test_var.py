@@ -3,7 +3,8 @@
 Fixtures: FoundationVision/VAR models/{var,basic_var,quant,vqvae}.py at depth 3, width 48, 3 heads,
 maps of side 1, 2, 3, 4, 64 codes of 8 channels, 5 classes, L2 attention, without and with shared
 adaLN, every parameter overwritten by `official.seeded`. The teacher-forced inputs come from the
-official quantizer; greedy tokens from autoregressive_infer_cfg(cfg=1.5, top_k=1).
+official quantizer; states are the outputs of the adaLN before the head; greedy tokens from
+autoregressive_infer_cfg(cfg=1.5, top_k=1).
 """
 
 import functools
@@ -34,7 +35,7 @@ def built(shared):
 
 
 @pytest.mark.parametrize("name", ["var", "var_shared"])
-def test_teacher_forced_logits_and_loss(name):
+def test_teacher_forced_states_logits_and_loss(name):
     fixture, gen = official.load(name), built(name == "var_shared")
     params = convert(official.state_dict(fixture), gen)
     expected = jax.eval_shape(gen.init, jax.random.key(0))
@@ -47,12 +48,13 @@ def test_teacher_forced_logits_and_loss(name):
         lesson = gen.lesson(tokens, jax.random.key(0))
         hidden = gen.predicted(params, lesson, label)
         loss = gen.head.loss(params["head"], hidden, lesson.target, jax.random.key(0), True)[0]
-        return gen.head.outputs(params["head"], hidden), loss.mean()
+        return hidden, gen.head.outputs(params["head"], hidden), loss.mean()
 
-    logits, loss = run(params, jnp.asarray(fixture["label"]))
+    states, logits, loss = run(params, jnp.asarray(fixture["label"]))
+    official.close(states, fixture["states"])
     official.close(logits, fixture["logits"])
     official.close(loss, fixture["loss"])
-    official.close(run(params, jnp.asarray([-1, -1]))[0], fixture["logits_null"])
+    official.close(run(params, jnp.asarray([-1, -1]))[1], fixture["logits_null"])
 
 
 def test_greedy_generation():

@@ -11,6 +11,7 @@ from nexttok.nn.transformer import ACTIVATIONS, TransformerConfig
 
 POSITIONS = ("learned", "rope")
 CONDITIONS = ("start", "prefix", "adaln")
+PLACES = ("embedding", "weights", "attention", "hidden", "mlp")
 NORMS = ("none", "layer", "rms")
 
 
@@ -62,7 +63,9 @@ class BackboneConfig:
       final_norm: none | layer | rms, or adaln (conditioned, without affine parameters).
       output_positions: learned positions are added to the hidden states as well (MAR).
       embed_init: normal02 | normal1 | third | uniform01, of tables and special vectors.
-      dropout, drop_path, remat, unroll: as everywhere.
+      dropout, dropout_on: rate, and where: some of embedding, weights, attention, hidden, mlp (see
+        nn/transformer.py).
+      drop_path, remat, unroll: as everywhere.
     """
 
     width: int
@@ -97,6 +100,7 @@ class BackboneConfig:
     output_positions: bool
     embed_init: str
     dropout: float
+    dropout_on: tuple[str, ...]
     drop_path: float
     remat: bool
     unroll: int
@@ -128,6 +132,7 @@ class BackboneConfig:
         one_of("embed_init", ("normal02", "normal1", "third", "uniform01"))
         each_of("positions", POSITIONS)
         each_of("condition", CONDITIONS)
+        each_of("dropout_on", PLACES)
         check(("prefix" in self.condition) == (self.prefix > 0), f"{here}.prefix", self.prefix,
               "at least 1 exactly when condition has 'prefix'")  # fmt: skip
         check(len(self.adaln_gain) == 2, f"{here}.adaln_gain", self.adaln_gain, "two numbers")

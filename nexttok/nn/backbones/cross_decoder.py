@@ -16,7 +16,7 @@ from nexttok.nn.backbones.embed import Embed
 from nexttok.nn.backbones.encoder_decoder import merge, split
 from nexttok.nn.linear import Linear
 from nexttok.nn.positions import rotate
-from nexttok.nn.slots import Slots
+from nexttok.nn.slots import QUERY, Slots
 from nexttok.nn.transformer import Mlp, Transformer, TransformerConfig
 
 
@@ -40,9 +40,12 @@ class CrossBlock(nn.Module):
         q = Linear(c.width, c.bias, c.initializer, c.dtype, name="wq")(c.norm_layer("norm1")(x))
         q = q.reshape(*x.shape[:2], -1, c.head_dim)
         q = q if rotary is None else rotate(q, rotary)
-        y = attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask, c.head_dim**-0.5)
+        keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+        rate = c.dropout_at("weights")
+        drop = nn.Dropout(rate, deterministic=not self.train, name="weight_dropout")
+        y = attend(q, keys, values, mask, c.head_dim**-0.5, drop)
         y = Linear(c.width, c.bias, c.output_initializer, c.dtype, name="proj")(y.reshape(x.shape))
-        x = x + nn.Dropout(c.dropout, deterministic=not self.train)(y)
+        x = x + nn.Dropout(c.dropout_at("attention"), deterministic=not self.train)(y)
         return x + Mlp(c, name="mlp")(c.norm_layer("norm2")(x), self.train), None
 
 
@@ -63,7 +66,7 @@ class CrossDecoder(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], Cache | None]:
         """Hidden states of the query slots, which are the last slots.segments[1] of them."""
         c, n = self.config, slots.segments[0]
-        embed = Embed(c, self.inputs, self.dtype, drop_queries=False, name="embed")
+        embed = Embed(c, self.inputs, self.dtype, spared=(QUERY,), name="embed")
         x, classes, _, rotary = embed(slots, label, train)
         turn, ask = (
             (None, None) if rotary is None else (rotary[..., :n, :, :], rotary[..., n:, :, :])

@@ -14,7 +14,7 @@ from nexttok.nn.backbones.config import BackboneConfig, Inputs
 from nexttok.nn.backbones.embed import Embed
 from nexttok.nn.linear import Linear, scaled
 from nexttok.nn.norms import Norm, layer_norm
-from nexttok.nn.slots import Slots
+from nexttok.nn.slots import QUERY, START, Slots
 from nexttok.nn.transformer import Transformer, initializer
 
 
@@ -52,7 +52,8 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states of the slots, and the cache with them written; label -1 is no class."""
         c = self.config
-        embed = Embed(c, self.inputs, self.dtype, drop_queries=not c.rotate_query, name="embed")
+        spared = (QUERY, START) if c.rotate_query else ()
+        embed = Embed(c, self.inputs, self.dtype, spared=spared, name="embed")
         x, classes, cond, rotary = embed(slots, label, train)
         trunk = Transformer(c.transformer(self.dtype, c.depth), (x.shape[1],), name="trunk")
         x, cache, _ = trunk(

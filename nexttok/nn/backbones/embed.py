@@ -30,14 +30,14 @@ class Embed(nn.Module):
     Attributes:
       config, inputs: see config.py.
       hidden_queries: QUERY slots are not embedded, as the stack above does not read them.
-      drop_queries: dropout applies to QUERY slots too.
+      spared: kinds of slots that dropout leaves alone.
     """
 
     config: BackboneConfig
     inputs: Inputs
     dtype: str
     hidden_queries: bool = False
-    drop_queries: bool = True
+    spared: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -70,11 +70,10 @@ class Embed(nn.Module):
         if "learned" in c.positions:
             x = x + jnp.take(self._table("positions", self.inputs.slots), slots.index, axis=0)[None]
         x = Norm(c.embed_norm, True, c.norm_eps, c.norm_bias, name="embed_norm")(x)
-        dropped = nn.Dropout(c.dropout, deterministic=not train)(x)
-        if self.drop_queries:
-            x = dropped
-        else:
-            x = jnp.where(self._where(slots, slots.kind == QUERY), x, dropped)
+        rate = c.dropout if "embedding" in c.dropout_on else 0.0
+        whole, x = x, nn.Dropout(rate, deterministic=not train)(x)
+        for kind in self.spared:
+            x = self._place(x, slots, kind, whole)
         rotary = self._rotary(slots) if "rope" in c.positions else None
         return x, classes, self._condition(slots, classes), rotary
 
