@@ -6,7 +6,8 @@ Variants (`--config=configs/maskgit.py:<variant>`):
   digits   (default) 16 tokens of 256 ids in 8 steps for scikit-learn's handwritten digits.
   tiny     the whole path, training to pictures, in under a minute.
   imagenet256 | imagenet512
-           the released transformer (227 M) for ImageNet through TFDS.
+           the released transformer (172 M; the paper's 227 M count its tokenizer of 54 M too) for
+           ImageNet through TFDS.
 """
 
 from configs import common, tokenizers
