@@ -45,6 +45,7 @@ def base() -> ConfigDict:
                 steps=0,  # steps of a scheduled plan; 0 for the trained plan's own
                 source="",  # --mode=sample: a picture to edit ...
                 mask="",  # ... and where: white is drawn anew, black stays
+                classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
             eval=dict(
                 batch_size=100,
@@ -66,8 +67,8 @@ def stage(**changes) -> dict:
             accumulate=1,  # micro-batches per step
             optimizer="adamw",
             learning_rate=1e-3,
-            final_learning_rate=0.0,  # where the cosine ends
-            schedule="cosine",  # cosine | constant
+            final_learning_rate=0.0,  # where a schedule that falls ends
+            schedule="cosine",  # cosine | linear (held for a twentieth, then falling) | constant
             warmup=100,
             weight_decay=0.05,
             b1=0.9,

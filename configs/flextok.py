@@ -7,8 +7,9 @@ Variants (`--config=configs/flextok.py:<variant>`):
   tiny     the whole path, training to pictures, in under a minute.
   photos   32 x 32 crops of photographs, an f4 autoencoder trained first.
   imagenet256_d12_d12 | imagenet256_d18_d18 | imagenet256_d18_d28
-           the released tokenizers (256 tokens of 64,000 ids, f8 16-channel VAE) with the paper's
-           class-conditional generator, for ImageNet prepared through TFDS.
+           the released tokenizers (256 tokens of 64,000 ids, f8 16-channel VAE) with the released
+           class-conditional generator (26 layers of width 1,664), for ImageNet prepared through
+           TFDS.
 """
 
 from configs import common
@@ -82,6 +83,17 @@ def generator():
     )
 
 
+def released_backbone(**sizes):
+    """The transformer of flextok_ar over L3M. Its config.yaml, which lies beside the released
+    weights, was not to be had: biases and the activation are those of L3M's language models and
+    blocks; the width and depth are stated."""
+    keys = dict(
+        width=1664, depth=26, head_dim=64, mlp_hidden=6656, activation="gelu", norm_eps=1e-6,
+        dropout=0.0,
+    )  # fmt: skip
+    return common.backbone(**(keys | sizes))
+
+
 def tiny(config):
     """Seconds per stage; the numbers mean little, the path is whole."""
     config.tokenizer.update(
@@ -125,9 +137,8 @@ def imagenet(config, encoder, decoder):
         align_weight=1.0, flow_steps=25, guidance=15.0 if enc == 12 else 7.5, guidance_rule="apg",
         remat=True,
     )  # fmt: skip
-    config.generator.backbone.update(
-        width=1664, depth=26, head_dim=64, mlp_hidden=6656, dropout=0.0, remat=True
-    )
+    config.generator.backbone = released_backbone(remat=True)
+    config.sample.guidance = 1.5
     big = dict(batch_size=2048, learning_rate=5.6e-4, warmup=5000, log_every=100, save_every=5000)
     config.train.latent.update(big, steps=100_000, batch_size=256, learning_rate=1e-4)
     config.train.tokenizer.update(big, steps=390_000, optimizer="adamw", ema=0.999)  # 200 B tokens

@@ -6,13 +6,19 @@ Variants (`--config=configs/givt.py:<variant>`):
   digits   (default) the causal model: 16 continuous tokens of handwritten digits, one by one.
   masked   the masked model: the same tokens in 8 steps, by confidence.
   tiny     the causal path, training to pictures, in under a minute.
-  imagenet256 | imagenet256_masked | imagenet256_large
-           the paper's models (304 M, 304 M, 1.67 B) for ImageNet through TFDS, on its beta-VAE.
+  imagenet256 | imagenet256_masked | imagenet512_masked
+           the released models (304 M each) on their beta-VAEs, for ImageNet through TFDS, 256 or
+           1,024 tokens.
+  imagenet256_large
+           the paper's largest causal model (1.67 B), whose weights were not released.
 """
 
 from configs import common, tokenizers
 
-VARIANTS = ("digits", "masked", "tiny", "imagenet256", "imagenet256_masked", "imagenet256_large")
+VARIANTS = (
+    "digits", "masked", "tiny", "imagenet256", "imagenet256_masked", "imagenet512_masked",
+    "imagenet256_large",
+)  # fmt: skip
 
 
 def get_config(variant="digits"):
@@ -30,7 +36,8 @@ def get_config(variant="digits"):
     if variant == "tiny":
         common.tiny(config)
     elif variant.startswith("imagenet"):
-        imagenet(config, variant.endswith("masked"), variant.endswith("large"))
+        resolution, _, kind = variant.removeprefix("imagenet").partition("_")
+        imagenet(config, int(resolution), kind == "masked", kind == "large")
     return config
 
 
@@ -54,9 +61,9 @@ def generator(masked=False, **sizes):
     )
 
 
-def imagenet(config, masked, large):
+def imagenet(config, resolution, masked, large):
     """The paper's sizes; Adam with b2 0.95, batches of 8,192 for 500 epochs."""
-    common.imagenet(config)
+    common.imagenet(config, resolution)
     config.tokenizer = tokenizers.givt_f16(kl_weight=1e-5 if large else 5e-5)
     width, depth, hidden = (1536, 48, 8192) if large else (1024, 24, 4096)
     config.generator = generator(
@@ -67,6 +74,8 @@ def imagenet(config, masked, large):
     if masked:
         config.generator.plan.steps = 16
         config.sample.confidence = 35.0
+        if resolution == 512:  # released without guidance
+            config.sample.update(confidence=140.0, guidance=1.0)
     config.train.generator.update(
         steps=78_000, batch_size=8192, learning_rate=1e-3, weight_decay=0.0 if masked else 1e-4,
         warmup=7800, ema=0.0,

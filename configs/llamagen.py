@@ -6,8 +6,12 @@
 Variants (`--config=configs/llamagen.py:<variant>`):
   digits   (default) 16 tokens of 256 ids for scikit-learn's handwritten digits.
   tiny     the whole path, training to pictures, in under a minute.
-  imagenet256_b | imagenet256_l | imagenet256_xl | imagenet256_xxl | imagenet384_3b
-           the released models (111 M, 343 M, 775 M, 1.4 B, 3.1 B) for ImageNet through TFDS.
+  imagenet256_b | imagenet256_l | imagenet384_b | imagenet384_l | imagenet384_xl |
+  imagenet384_xxl | imagenet384_3b
+           the released models (111 M, 343 M, 775 M, 1.4 B, 3.1 B) for ImageNet through TFDS, 256
+           tokens at 256 x 256 and 576 at 384 x 384.
+  imagenet256_xl | imagenet256_xxl
+           the paper's other models of 256 tokens, whose weights were not released.
 """
 
 from configs import common, tokenizers
@@ -22,7 +26,7 @@ SIZES = {
 }
 VARIANTS = (
     "digits", "tiny", "imagenet256_b", "imagenet256_l", "imagenet256_xl", "imagenet256_xxl",
-    "imagenet384_3b",
+    "imagenet384_b", "imagenet384_l", "imagenet384_xl", "imagenet384_xxl", "imagenet384_3b",
 )  # fmt: skip
 
 
@@ -50,7 +54,7 @@ def get_config(variant="digits"):
 
 
 def imagenet(config, resolution, width, depth, head_dim, hidden, guidance):
-    """A released model; AdamW at 1e-4 per 256 images, constant."""
+    """A model of the paper; AdamW at 1e-4 per 256 images, constant."""
     common.imagenet(config, resolution)
     config.tokenizer = tokenizers.vqgan_f16()
     config.generator.backbone.update(

@@ -54,14 +54,15 @@ def generator(prefix=4, **sizes):
 
 
 def imagenet(config, width, depth, head_dim, head_width, head_depth, guidance):
-    """A released model: 800 epochs of 2,048 images at a constant rate, 256 or 64 steps."""
+    """A released model: 800 epochs of 2,048 images at a constant rate; `guidance` is that of 256
+    steps (config.sample.steps = 64 is faster)."""
     common.imagenet(config)
     config.tokenizer = tokenizers.kl_f16()
     config.generator = generator(
         prefix=64, width=width, depth=depth, decoder_depth=depth, head_dim=head_dim,
         mlp_hidden=4 * width, remat=True, dropout_on=("weights", "attention", "hidden", "mlp"),
     )  # fmt: skip
-    config.generator.plan.steps = 64
+    config.generator.plan.steps = 256
     config.generator.head.update(width=head_width, depth=head_depth, steps=100)
     config.sample.guidance = guidance
     config.train.generator.update(

@@ -6,7 +6,8 @@ Variants (`--config=configs/maskgit.py:<variant>`):
   digits   (default) 16 tokens of 256 ids in 8 steps for scikit-learn's handwritten digits.
   tiny     the whole path, training to pictures, in under a minute.
   imagenet256 | imagenet512
-           the released tokenizer (55 M) and transformer (172 M) for ImageNet through TFDS.
+           the released tokenizer (54.5 M) and transformer (172.5 M), together the paper's 227 M,
+           for ImageNet through TFDS.
 """
 
 from configs import common, tokenizers

@@ -12,6 +12,7 @@ Variants (`--config=configs/randar.py:<variant>`):
 
 from configs import common, llamagen, tokenizers
 
+GUIDANCE = {"l": 3.4, "xl": 4.0, "xxl": 4.0}
 VARIANTS = ("digits", "tiny", "imagenet256_l", "imagenet256_xl", "imagenet256_xxl")
 
 
@@ -34,11 +35,12 @@ def get_config(variant="digits"):
     if variant == "tiny":
         common.tiny(config)
     elif variant.startswith("imagenet"):
-        imagenet(config, *llamagen.SIZES[variant.split("_")[1]][:4])
+        size = variant.split("_")[1]
+        imagenet(config, *llamagen.SIZES[size][:4], GUIDANCE[size])
     return config
 
 
-def imagenet(config, width, depth, head_dim, hidden):
+def imagenet(config, width, depth, head_dim, hidden, guidance):
     """A released model: 360,000 steps of 1,024 images."""
     common.imagenet(config)
     config.tokenizer = tokenizers.vqgan_f16()
@@ -46,7 +48,7 @@ def imagenet(config, width, depth, head_dim, hidden):
     config.generator.backbone.update(
         width=width, depth=depth, head_dim=head_dim, mlp_hidden=hidden, remat=True
     )
-    config.sample.guidance = 4.0
+    config.sample.guidance = guidance
     config.train.generator.update(
         steps=360_000, learning_rate=4e-4, final_learning_rate=2e-5, warmup=50_000, ema=0.0
     )

@@ -63,7 +63,7 @@ def kl_f16(**changes):
     """MAR's kl16: stride 16, 16 channels, latents times 0.2325."""
     keys = dict(
         width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), decoder_attention=(),
-        groups=32, z_channels=32, latent_channels=16, scaling_factor=0.2325, kl_weight=1e-6,
+        groups=32, latent_channels=16, scaling_factor=0.2325, kl_weight=1e-6,
         perceptual_weight=1.0, adversarial_weight=0.5, adaptive_weight=True,
         discriminator_start=50_000,
     )  # fmt: skip

@@ -71,7 +71,10 @@ def generator(**sizes):
 
 
 def imagenet(config, width, depth, head_dim, hidden, steps, guidance):
-    """A released model: 800 epochs of 2,048 images."""
+    """A released model: 800 epochs of 2,048 images.
+
+    The release holds the learning rate until epoch 600; here its cosine starts after warm-up.
+    """
     common.imagenet(config)
     config.tokenizer = tokenizers.kl_f16()
     config.generator = generator(

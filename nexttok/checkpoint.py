@@ -183,12 +183,17 @@ def _restore(step_dir: pathlib.Path, abstract: dict[str, Any], facts: bool):
     return items, found.get("data") if facts else None, found.get("meta") if facts else None
 
 
-def _compare(step_dir: pathlib.Path, item: str, abstract: Any) -> None:
-    """Raises ConfigError listing the leaves that differ between a saved item and `abstract`."""
+def _saved(step_dir: pathlib.Path, item: str) -> Any:
+    """Shapes of a saved item; raises ConfigError without one."""
     if not (step_dir / item).is_dir():
         raise ConfigError(f"{step_dir} has no {item}: it belongs to another config")
     with ocp.StandardCheckpointer() as reader:
-        saved = reader.metadata(step_dir / item).item_metadata.tree
+        return reader.metadata(step_dir / item).item_metadata.tree
+
+
+def _compare(step_dir: pathlib.Path, item: str, abstract: Any) -> None:
+    """Raises ConfigError listing the leaves that differ between a saved item and `abstract`."""
+    saved = _saved(step_dir, item)
     have = {path_name(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(saved)}
     want = {path_name(p): tuple(a.shape) for p, a in jax.tree_util.tree_leaves_with_path(abstract)}
     if any(jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) for a in jax.tree.leaves(abstract)):
@@ -210,13 +215,16 @@ def newest_step(directory: str | os.PathLike) -> int:
     return max(good_steps(directory), default=-1) if pathlib.Path(directory).is_dir() else -1
 
 
-def restore_params(directory: str | os.PathLike, abstract: Any, which: str = "ema") -> Any:
+def restore_params(
+    directory: str | os.PathLike, abstract: Any, which: str = "ema", unused: tuple[str, ...] = ()
+) -> Any:
     """Weights only, from the newest good step of a stage.
 
     Args:
       directory: <workdir>/checkpoints/<stage>.
       abstract: ShapeDtypeStructs, with shardings.
       which: ema | params.
+      unused: top-level names of `abstract` that may be missing and are not returned.
 
     Raises:
       ConfigError: no good checkpoint, or one of another config.
@@ -225,4 +233,8 @@ def restore_params(directory: str | os.PathLike, abstract: Any, which: str = "em
     if not steps:
         raise ConfigError(f"{directory}: expected a finished checkpoint; train this stage first")
     step_dir = pathlib.Path(directory).absolute() / str(steps[0])
-    return _restore(step_dir, {which: abstract}, facts=False)[0][which]
+    if unused:
+        saved = _saved(step_dir, which)
+        abstract = {k: v for k, v in abstract.items() if k in saved or k not in unused}
+    found = _restore(step_dir, {which: abstract}, facts=False)[0][which]
+    return {k: v for k, v in found.items() if k not in unused}

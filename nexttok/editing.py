@@ -15,7 +15,7 @@ from PIL import Image
 
 from nexttok import evaluate, sampling
 from nexttok.config import ConfigError, check
-from nexttok.data.loader import load_source
+from nexttok.data.loader import class_names
 from nexttok.data.transforms import fit, to_channels, to_float
 from nexttok.evals import pictures
 from nexttok.experiment import Experiment
@@ -39,7 +39,8 @@ def read_picture(path: str, side: int, channels: int, where: str) -> Float[np.nd
 
 
 def edit(models: evaluate.Models, workdir: str) -> None:
-    """Draws the masked part of `config.sample.source` as every class, `per_class` times.
+    """Draws the masked part of `config.sample.source` as every class of `config.sample.classes`
+    (all, when empty), `per_class` times.
 
     Writes pictures/editing.png (source, mask, then samples, one row per class) and edited.npz.
 
@@ -55,7 +56,7 @@ def edit(models: evaluate.Models, workdir: str) -> None:
     known = sampling.known_tokens(exp, mask)
     sample = sampling.sampler(exp, known)
     tokens = np.asarray(evaluate.array_of(models.encode(source[None])))
-    labels = np.repeat(np.arange(exp.data.num_classes, dtype=np.int32), cfg.per_class)
+    labels = np.repeat(np.asarray(exp.sampled_classes, np.int32), cfg.per_class)
     given = np.repeat(tokens, len(labels), axis=0)
     key = stream(jax.random.key(exp.config.seed), "editing")
     size = min(exp.eval.batch_size, len(labels))
@@ -79,15 +80,15 @@ def draw(
     images: Float[np.ndarray, "M H W C"],
     workdir: str,
 ) -> None:
-    """pictures/editing.png: the source, what is kept of it, and the edits of every class."""
+    """pictures/editing.png: the source, what is kept of it, and the edits, one class a row."""
     kept = np.where(mask[..., None] > 0, 0.0, source)
-    rows = images.reshape(exp.data.num_classes, -1, *source.shape)
+    rows = images.reshape(len(exp.sampled_classes), -1, *source.shape)
     front = np.broadcast_to(np.stack([source, kept]), (len(rows), 2, *source.shape))
-    names = load_source(exp.data, "train", exp.config.seed).info.class_names
+    names = class_names(exp.data, exp.config.seed)
     path = os.path.join(workdir, "pictures", "editing.png")
     pictures.save_grid(
         path, np.concatenate([front, rows], axis=1), title="Drawn anew where masked",
-        row_labels=list(names[: len(rows)]),
+        row_labels=[names[c] for c in exp.sampled_classes],
         col_labels=["source", "kept", *[""] * rows.shape[1]],
     )  # fmt: skip
     log.info("wrote %s", path)

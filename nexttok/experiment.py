@@ -42,6 +42,7 @@ class SampleConfig:
     steps: int
     source: str
     mask: str
+    classes: tuple[int, ...]
 
     @property
     def strength(self) -> Guidance:
@@ -111,6 +112,11 @@ class Experiment:
         """(H, W, C) of the data's pictures, (T, H, W, C) of its videos."""
         return image_shape(self.data)
 
+    @property
+    def sampled_classes(self) -> tuple[int, ...]:
+        """The classes that `--mode=sample` draws."""
+        return self.sample.classes or tuple(range(self.data.num_classes))
+
 
 def resolve(config: ConfigDict) -> Experiment:
     """Builds and checks every part of a config.
@@ -140,6 +146,10 @@ def resolve(config: ConfigDict) -> Experiment:
     module = component("tokenizer", config.tokenizer)
     tokenizer = module.make(config.tokenizer, shape, config.dtype, latent, features)
     sample = build(SampleConfig, config.sample, "sample")
+    fits = set(sample.classes) <= set(range(data.num_classes))
+    fits = fits and len(set(sample.classes)) == len(sample.classes)
+    allowed = f"different classes among 0 .. {data.num_classes - 1}, () for all"
+    check(fits, "sample.classes", sample.classes, allowed)
     gen = None
     if "generator" in stages:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)

@@ -23,6 +23,7 @@ from nexttok.evals.results import write_text
 from nexttok.experiment import Experiment
 from nexttok.interop import (
     flextok,
+    flextok_ar,
     givt,
     llama,
     masked_autoencoder,
@@ -33,10 +34,11 @@ from nexttok.interop import (
     var_vqvae,
     vqgan,
 )
-from nexttok.interop.checkpoints import pick, read
-from nexttok.stages import abstract_params
+from nexttok.interop.checkpoints import Misfit, pick, read
+from nexttok.stages import TRAINING_ONLY, abstract_params
 
-ROOTS = ("model_ema", "ema", "model", "state_dict", "module", "trainer")
+ROOTS = ("model_ema", "ema", "model", "state_dict", "module", "trainer.var_wo_ddp")
+PAPER_SCALE = "imagenet"  # how the variants of released sizes are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ SYSTEMS = {
     "givt": System("givt", "generator", _generator(givt.convert)),
     "givt_vae": System("givt", "tokenizer", _tokenizer(pooled_conv.convert)),
     "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
+    "flextok_ar": System("flextok", "generator", _generator(flextok_ar.convert)),
     "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),
 }
 
@@ -100,17 +103,58 @@ def state_of(path: str) -> dict[str, np.ndarray]:
     return {name.removeprefix("params/"): value for name, value in state.items()}
 
 
-def import_checkpoint(system: str, checkpoint: str, exp: Experiment, out: str) -> tuple[str, int]:
+def variants(
+    system: str, spec: str, out: str, load: Callable, names: Callable
+) -> dict[str, Experiment]:
+    """The experiments a file of a system may be for, by their `--config`.
+
+    Args:
+      system: a name of SYSTEMS.
+      spec: "configs/<paper>.py:<variant>", or "" for every paper-scale variant of the system's own
+        config (for that of the config in `out`, where there is one).
+      out: workdir that will be written.
+      load, names: load_config and variants_of of nexttok/main.py.
+
+    Raises:
+      ConfigError: an unknown system or config.
+    """
+    check(system in SYSTEMS, "system", system, " | ".join(SYSTEMS))
+    if spec:
+        return {spec: experiment.resolve(load(spec))}
+    path = f"configs/{SYSTEMS[system].config}.py"
+    specs = [f"{path}:{v}" for v in names(path) if v.startswith(PAPER_SCALE)]
+    found = {s: experiment.resolve(load(s)) for s in specs}
+    file = pathlib.Path(out) / "config.json"
+    saved = json.loads(file.read_text()) if file.is_file() else None
+    same = {s: e for s, e in found.items() if json.loads(e.config.to_json()) == saved}
+    return same or found
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import wrote.
+
+    Attributes:
+      directory: the checkpoint's; parameters: their number.
+      config: the `--config` that it is for; others: those whose parameters are the same.
+    """
+
+    directory: str
+    parameters: int
+    config: str
+    others: tuple[str, ...]
+
+
+def import_checkpoint(
+    system: str, checkpoint: str, exps: dict[str, Experiment], out: str
+) -> Imported:
     """Converts one released file into <out>/checkpoints/<stage>, and writes <out>/config.json.
 
     Args:
       system: a name of SYSTEMS.
       checkpoint: the released file.
-      exp: the config of its size.
+      exps: configs it may be for, by `--config`; the first that fits is taken.
       out: workdir; stages that it holds already stay.
-
-    Returns:
-      The checkpoint's directory and its number of parameters.
 
     Raises:
       ConfigError: an unknown system, a file that cannot be read, entries that do not fit, or a
@@ -118,12 +162,13 @@ def import_checkpoint(system: str, checkpoint: str, exp: Experiment, out: str) -
     """
     check(system in SYSTEMS, "system", system, " | ".join(SYSTEMS))
     known = SYSTEMS[system]
+    spec, params = _first_fit(known, state_of(checkpoint), exps)
+    exp = exps[spec]
     path = pathlib.Path(out) / "config.json"
     mine = json.loads(exp.config.to_json())
     if path.is_file() and json.loads(path.read_text()) != mine:
         raise ConfigError(f"--out = {out!r}: it holds another config; choose another directory")
-    params = jax.tree.map(jnp.asarray, known.convert(state_of(checkpoint), exp))
-    _agree(params, abstract_params(exp, known.stage), system)
+    params = jax.tree.map(jnp.asarray, params)
     which = "ema" if exp.train[known.stage].ema else "params"
     directory = os.path.join(out, "checkpoints", known.stage)
     pathlib.Path(out).mkdir(parents=True, exist_ok=True)
@@ -131,25 +176,49 @@ def import_checkpoint(system: str, checkpoint: str, exp: Experiment, out: str) -
         facts = {"system": system, "file": pathlib.Path(checkpoint).name}
         saved.save(0, {which: params}, data={}, meta=facts, wait=True)
     write_text(path, json.dumps(mine, indent=2, sort_keys=True) + "\n")
-    return directory, sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    return Imported(directory, count, spec, _alike(known, params, exps, spec))
 
 
-def _agree(params, abstract, system):
-    """Raises ConfigError unless converted parameters are those of the config.
+def _first_fit(known: System, state: dict, exps: dict[str, Experiment]) -> tuple[str, dict]:
+    """The first config that the state dict fits, and the parameters.
 
-    A discriminator, which no release needs to sample, is left out.
+    Raises:
+      ConfigError: it fits none; the misfits are those of the closest.
     """
-    abstract = {k: v for k, v in abstract.items() if k in params or k != "discriminator"}
-    have, want = (
-        {"/".join(k): tuple(v.shape) for k, v in flatten_dict(tree).items()}
-        for tree in (params, abstract)
+    misfits = {}
+    for spec, exp in exps.items():
+        try:
+            params = known.convert(state, exp)
+        except Misfit as error:
+            misfits[spec] = error
+        else:
+            _agree(params, abstract_params(exp, known.stage))
+            return spec, params
+    closest = min(misfits, key=lambda spec: len(misfits[spec].problems))
+    if len(misfits) == 1:
+        raise misfits[closest]
+    raise ConfigError(
+        f"--checkpoint: it fits none of {', '.join(misfits)}; the closest is {closest}, but: "
+        f"{misfits[closest]}"
     )
+
+
+def _shapes(params) -> dict[str, tuple[int, ...]]:
+    """Shapes by path of what a frozen or sampled stage reads, which is what a release holds."""
+    kept = {k: v for k, v in params.items() if k not in TRAINING_ONLY}
+    return {"/".join(k): tuple(v.shape) for k, v in flatten_dict(kept).items()}
+
+
+def _alike(known: System, params, exps: dict[str, Experiment], spec: str) -> tuple[str, ...]:
+    """The other configs that take these parameters."""
+    others = {s: _shapes(abstract_params(e, known.stage)) for s, e in exps.items() if s != spec}
+    return tuple(s for s, shapes in others.items() if shapes == _shapes(params))
+
+
+def _agree(params, abstract):
+    """Raises ConfigError unless converted parameters are those of the config."""
+    have, want = _shapes(params), _shapes(abstract)
     if have != want:
         wrong = sorted(n for n in have.keys() | want.keys() if have.get(n) != want.get(n))
-        raise ConfigError(f"{system}: parameters do not fit the config: {', '.join(wrong[:8])}")
-
-
-def resolved(system: str, spec: str, load_config: Callable) -> Experiment:
-    """The experiment of `spec`, or of the system's own config file when it is ''."""
-    check(system in SYSTEMS, "system", system, " | ".join(SYSTEMS))
-    return experiment.resolve(load_config(spec or f"configs/{SYSTEMS[system].config}.py"))
+        raise ConfigError(f"parameters do not fit the config: {', '.join(wrong[:8])}")

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import pathlib
 import sys
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -20,11 +21,11 @@ MODES = {
 }
 
 
-def load_config(spec: str) -> ConfigDict:
-    """Runs get_config(variant) of "path.py[:variant]".
+def load_module(spec: str) -> tuple[ModuleType, str]:
+    """The config file of "path.py[:variant]" as a module, and the variant.
 
     Raises:
-      ConfigError: no such file or variant.
+      ConfigError: no such file.
     """
     name, _, variant = spec.partition(":")
     path = pathlib.Path(name)
@@ -38,6 +39,21 @@ def load_config(spec: str) -> ConfigDict:
     loader = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(loader)
     loader.loader.exec_module(module)
+    return module, variant
+
+
+def variants_of(path: str) -> tuple[str, ...]:
+    """The variants of a config file."""
+    return load_module(path)[0].VARIANTS
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Runs get_config(variant) of "path.py[:variant]".
+
+    Raises:
+      ConfigError: no such file or variant.
+    """
+    module, variant = load_module(spec)
     try:
         return module.get_config(variant) if variant else module.get_config()
     except ValueError as error:

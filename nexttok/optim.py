@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from nexttok.config import check
 from nexttok.mesh import path_name
 
-OPTIMIZERS, SCHEDULES = ("adamw", "adam", "lion", "muon"), ("cosine", "constant")
+OPTIMIZERS, SCHEDULES = ("adamw", "adam", "lion", "muon"), ("cosine", "linear", "constant")
 
 # Never decayed, whatever their rank: embeddings, positions, learned tokens, biases, scales.
 NO_DECAY = re.compile(r"(bias|scale|gamma|embedding|positions|registers|sos|\w+_tokens?)$")
@@ -41,7 +41,10 @@ class StageConfig:
 
 
 def make_schedule(cfg: StageConfig, where: str) -> optax.Schedule:
-    """Linear warm-up from 0, then cosine to `final_learning_rate`, or constant.
+    """Linear warm-up from 0, then cosine to `final_learning_rate`, linear, or constant.
+
+    "linear" holds the rate for a twentieth of the rest, then falls in a line to
+    `final_learning_rate` (`lin0` of VAR, Tian et al., 2024).
 
     Raises:
       ConfigError: unknown schedule, or a value out of range.
@@ -54,6 +57,9 @@ def make_schedule(cfg: StageConfig, where: str) -> optax.Schedule:
     rest = max(1, cfg.steps - cfg.warmup)
     if cfg.schedule == "cosine":
         after = optax.cosine_decay_schedule(high, rest, low / high)
+    elif cfg.schedule == "linear":
+        held = rest // 20
+        after = optax.linear_schedule(high, low, rest - held, held)
     else:
         after = optax.constant_schedule(high)
     schedule = optax.join_schedules(

@@ -14,14 +14,20 @@ import numpy as np
 from nexttok import editing, evaluate, train
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
-from nexttok.data.loader import make_loader
+from nexttok.data.loader import class_names, make_loader
 from nexttok.evals import pictures, report, results
 from nexttok.evals.videos import save_animation, strip
 from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh, use_mesh
 from nexttok.preflight import check_run
 from nexttok.rng import stream
-from nexttok.stages import abstract_params, frozen_for, make_task, parameter_counts
+from nexttok.stages import (
+    TRAINING_ONLY,
+    abstract_params,
+    frozen_for,
+    make_task,
+    parameter_counts,
+)
 from nexttok.token_cache import cached_loader
 from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
@@ -37,10 +43,13 @@ FREE_KEYS = (
 
 
 def load_stage(exp: Experiment, stage: str, workdir: str, mesh) -> Any:
-    """The trained parameters of a stage of a finished run (its moving average, if it has one)."""
+    """The trained parameters of a stage of a finished run (its moving average, if it has one).
+
+    They are those that a frozen or sampled stage reads: no discriminator, no projector.
+    """
     which = "ema" if exp.train[stage].ema else "params"
     directory = os.path.join(workdir, "checkpoints", stage)
-    return restore_params(directory, abstract_params(exp, stage, mesh), which)
+    return restore_params(directory, abstract_params(exp, stage, mesh), which, TRAINING_ONLY)
 
 
 def reused_stages(exp: Experiment, mesh) -> dict[str, Any]:
@@ -215,10 +224,9 @@ def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, 
     """
     labels, videos = drawn["labels"], drawn["images"]
     images = {n: strip(x) for n, x in videos.items()}
-    names = evaluate.load_source(exp.data, "train", exp.config.seed).info.class_names
-    classes = range(min(exp.data.num_classes, evaluate.SHOWN_CLASSES))
+    names = class_names(exp.data, exp.config.seed)
+    classes = list(dict.fromkeys(labels.tolist()))[: evaluate.SHOWN_CLASSES]
     final = images[max(images)]
-    classes = [c for c in classes if (labels == c).any()]
     each = min(exp.sample.per_class, *(int((labels == c).sum()) for c in classes))
     per_class = np.stack([final[labels == c][:each] for c in classes])
     first = np.asarray([int(np.argmax(labels == c)) for c in classes])
@@ -258,7 +266,8 @@ def summary(found: dict) -> str:
 
 
 def run_sample(exp: Experiment, workdir: str) -> None:
-    """Draws `config.sample.per_class` images of every class: pictures/ and samples.npz.
+    """Draws `config.sample.per_class` images of every class of `config.sample.classes` (all, when
+    empty): pictures/ and samples.npz.
 
     With `config.sample.source` a picture is edited instead (see editing.py).
     """
@@ -267,10 +276,9 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     if exp.sample.source:
         editing.edit(models, workdir)
         return
-    count = exp.sample.per_class * exp.data.num_classes
-    labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
+    labels = np.tile(np.asarray(exp.sampled_classes, np.int32), exp.sample.per_class)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")
-    size = min(exp.eval.batch_size, count)
+    size = min(exp.eval.batch_size, len(labels))
     tokens = evaluate.batched(models.sample, size, labels, key=stream(key, "ids"))
     made = tokens.shape[1]
     images = {

@@ -3,9 +3,9 @@
 import os
 
 # Most of the suite's time is compilation of what runs once: LLVM need not optimize it.
-QUICK_COMPILES = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), QUICK_COMPILES, "--xla_force_host_platform_device_count=8"]
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -37,6 +37,10 @@ GENERATORS = {
     ("llamagen", "imagenet256_l"): 343,
     ("llamagen", "imagenet256_xl"): 775,
     ("llamagen", "imagenet256_xxl"): 1411,
+    ("llamagen", "imagenet384_b"): 111,
+    ("llamagen", "imagenet384_l"): 343,
+    ("llamagen", "imagenet384_xl"): 775,
+    ("llamagen", "imagenet384_xxl"): 1411,
     ("llamagen", "imagenet384_3b"): 3096,
     ("randar", "imagenet256_l"): 343,
     ("randar", "imagenet256_xl"): 775,
@@ -49,7 +53,12 @@ GENERATORS = {
     ("var", "imagenet256_d24"): 1033,
     ("var", "imagenet256_d30"): 2010,
     ("var", "imagenet512_d36"): 2300,
-    ("maskgit", "imagenet256"): 172.457,  # of the official code
+    ("maskgit", "imagenet256"): 172.457,  # of the official code; the paper's 227 with the tokenizer
+    ("maskgit", "imagenet512"): 173,
+    ("givt", "imagenet256"): 304,
+    ("givt", "imagenet256_masked"): 304,
+    ("givt", "imagenet512_masked"): 304,
+    ("givt", "imagenet256_large"): 1670,
     ("mar", "imagenet256_b"): 208,
     ("mar", "imagenet256_l"): 479,
     ("mar", "imagenet256_h"): 943,
@@ -146,6 +155,7 @@ def test_no_key_that_is_read_is_undeclared(spec):
             r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| flextok",
         ),
         ("sample.tokens", 9, r"config\.sample\.tokens = 9: expected 0 \.\. 8"),
+        ("sample.classes", (1, 1), r"config\.sample\.classes = \(1, 1\): expected different"),
         ("sample.top_p", 2.0, r"config\.sample\.top_p = 2\.0"),
         (
             "train.tokenizer.save_every",

@@ -37,6 +37,12 @@ def test_schedule_values():
     )
     np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [0.0, 0.5, 1.0], rtol=1e-6)
     np.testing.assert_allclose([cosine(60), cosine(110)], [0.6, 0.2], rtol=1e-5)
+    linear = make_schedule(
+        stage(steps=110, warmup=10, learning_rate=1.0, final_learning_rate=0.1, schedule="linear"),
+        "t",
+    )
+    found = [linear(5), linear(10), linear(15), linear(62.5), linear(110)]
+    np.testing.assert_allclose(found, [0.5, 1.0, 1.0, 0.55, 0.1], rtol=1e-5)
     constant = make_schedule(
         stage(steps=110, warmup=10, learning_rate=1.0, schedule="constant"), "t"
     )

@@ -23,13 +23,14 @@ EDITORS = ("var", "maskgit", "mar", "randar", "arpg")
 
 
 def edit(args, workdir, code=0):
-    """Asks for the lower half of a digit, as every class."""
+    """Asks for the lower half of a digit, as two classes."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (16, 16), np.uint8)).save(workdir / "source.png")
     mask = np.zeros((16, 16), np.uint8)
     mask[8:] = 255
     Image.fromarray(mask).save(workdir / "mask.png")
     extra = [f"--config.sample.{n}={workdir}/{n}.png" for n in ("source", "mask")]
+    extra.append("--config.sample.classes=7,2")
     if code:
         with pytest.raises(SystemExit):
             main([*args, *extra])
@@ -79,6 +80,7 @@ def test_the_tiny_variant_runs_to_pictures_and_samples(path, tmp_path):
         edit(args, tmp_path, code=2)
         return
     edited = edit(args, tmp_path)
+    np.testing.assert_array_equal(edited["labels"], [7, 7, 2, 2])
     known, tokens = edited["known"], edited["tokens"]
     assert 0 < known.sum() < len(known)
     kept = tokens[:, known].reshape(len(tokens), -1)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from nexttok.config import check
-from nexttok.data.source import DataConfig, DataInfo
+from nexttok.data.source import DataConfig, DataInfo, MissingData
 from nexttok.data.transforms import to_channels, to_float
 
 log = logging.getLogger("nexttok")
@@ -66,10 +66,14 @@ class Folder:
         """Lists the split's files and drops those that cannot be read.
 
         Raises:
-          ConfigError: no such folder, no classes, or no readable image.
+          MissingData: no such folder.
+          ConfigError: no classes, or no readable image.
         """
         base = pathlib.Path(root)
-        check(base.is_dir(), "data.source", cfg.source, f"a folder that exists, not {root!r}")
+        if not base.is_dir():
+            raise MissingData(
+                f"config.data.source = {cfg.source!r}: expected a folder that exists, not {root!r}"
+            )
         top = base / "train" if (base / "train").is_dir() else base
         classes = _subfolders(top)
         check(bool(classes), "data.source", cfg.source, "a folder with one folder per class")

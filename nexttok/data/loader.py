@@ -8,6 +8,7 @@ state of the iterator is then one number, the step.
 import dataclasses
 import functools
 import importlib
+import logging
 import weakref
 from collections.abc import Iterator
 
@@ -16,14 +17,18 @@ import numpy as np
 from absl import flags
 
 from nexttok.config import ConfigError, check
-from nexttok.data.source import DataConfig, DataInfo, Source
+from nexttok.data.source import DataConfig, DataInfo, MissingData, Source
 from nexttok.data.transforms import AUGMENTS, augment, fit
+
+log = logging.getLogger("nexttok")
 
 EPOCHS = 10**9  # endless, yet of a length that fits an int64
 
 SOURCES = ("digits", "photos", "shapes", "tfds", "folder")
 
-__all__ = ["Batches", "DataConfig", "DataInfo", "Split", "load_source", "make_loader"]
+__all__ = [
+    "Batches", "DataConfig", "DataInfo", "Split", "class_names", "load_source", "make_loader",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +104,16 @@ def _opened(cfg, split, seed):
     check(cfg.num_classes == classes, "data.num_classes", cfg.num_classes,
           f"{classes}, the classes of {cfg.source}")  # fmt: skip
     return Split(source, cfg)
+
+
+def class_names(cfg: DataConfig, seed: int) -> tuple[str, ...]:
+    """Names of the classes; their numbers where the data set is not there, as weights may come
+    without it."""
+    try:
+        return load_source(cfg, "train", seed).info.class_names
+    except MissingData as error:
+        log.info("classes are shown by number, as %s", error)
+        return tuple(str(i) for i in range(cfg.num_classes))
 
 
 class _Augment(pygrain.RandomMapTransform):

@@ -5,6 +5,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from nexttok.config import ConfigError
+
+
+class MissingData(ConfigError):
+    """The data set is not there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:

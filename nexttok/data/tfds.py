@@ -6,8 +6,8 @@ Prepare one with `tfds build <name> --file_format=array_record`.
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nexttok.config import ConfigError, check
-from nexttok.data.source import DataConfig, DataInfo
+from nexttok.config import check
+from nexttok.data.source import DataConfig, DataInfo, MissingData
 from nexttok.data.transforms import to_channels, to_float
 
 
@@ -22,8 +22,8 @@ class Tfds:
         """Opens the prepared data set under `cfg.root`.
 
         Raises:
-          ConfigError: it is not there, was not prepared as ArrayRecord, or has no images or no
-            class names.
+          MissingData: it is not there, or was not prepared as ArrayRecord.
+          ConfigError: it has no images or no class names.
         """
         try:
             builder = tfds.builder(name, data_dir=cfg.root or None, file_format="array_record")
@@ -61,9 +61,9 @@ def _open(builder, cfg: DataConfig, name: str, split: str):
         raise _missing(cfg, name, str(error).splitlines()[0]) from error
 
 
-def _missing(cfg: DataConfig, name: str, why: str) -> ConfigError:
+def _missing(cfg: DataConfig, name: str, why: str) -> MissingData:
     root = cfg.root or "the default TFDS data_dir"
-    return ConfigError(
+    return MissingData(
         f"config.data.source = {cfg.source!r}: expected a data set prepared as ArrayRecord under "
         f"config.data.root ({root}), as by `tfds build {name} --file_format=array_record` ({why})"
     )

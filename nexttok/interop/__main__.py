@@ -1,11 +1,10 @@
 """Released checkpoints in.
 
-    python -m nexttok.interop --system=var --checkpoint=var_d16.pth \\
-        --config=configs/var.py:imagenet256_d16 --out=runs/var_d16
+    python -m nexttok.interop --system=var --checkpoint=var_d16.pth --out=runs/var_d16
     python -m nexttok.interop --system=var_vqvae --checkpoint=vae_ch160v4096z32.pth \\
-        --config=configs/var.py:imagenet256_d16 --out=runs/var_d16
+        --out=runs/var_d16
     python -m nexttok.main --config=configs/var.py:imagenet256_d16 --workdir=runs/var_d16 \\
-        --mode=sample
+        --mode=sample --config.sample.classes=207,360
 
 Reads .safetensors, .npz, flax files (.msgpack, or no suffix as those of MaskGIT and GIVT), and
 PyTorch files without running the code in them.
@@ -27,19 +26,25 @@ def main(argv: list[str] | None = None) -> int:
         "--system", required=True, help="what the file is; an unknown name lists all"
     )
     parser.add_argument("--checkpoint", required=True, help="the released file")
-    parser.add_argument("--config", default="", help="configs/<paper>.py:<variant> of its size")
+    parser.add_argument(
+        "--config", default="", help="configs/<paper>.py:<variant>; by default the first of the "
+        "system's released sizes that fits"
+    )  # fmt: skip
     parser.add_argument("--out", required=True, help="workdir to write")
     args = parser.parse_args(argv)
 
     from nexttok import importing, main  # jax loads here: --help stays instant
 
     try:
-        exp = importing.resolved(args.system, args.config, main.load_config)
-        path, count = importing.import_checkpoint(args.system, args.checkpoint, exp, args.out)
+        exps = importing.variants(
+            args.system, args.config, args.out, main.load_config, main.variants_of
+        )
+        made = importing.import_checkpoint(args.system, args.checkpoint, exps, args.out)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {path}: {count:,} parameters")
+    also = f"; --config chooses another that fits: {', '.join(made.others)}" if made.others else ""
+    print(f"wrote {made.directory}: {made.parameters:,} parameters of {made.config}{also}")
     return 0
 
 

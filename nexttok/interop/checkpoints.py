@@ -167,13 +167,20 @@ def read(path: str, where: str = "checkpoint") -> dict[str, Any]:
         raise ConfigError(f"config.{where} = {path!r}: {error}") from error
 
 
+def _nested(state: Any, path: list[str]) -> Any:
+    """The value under these keys, None without one."""
+    for key in path:
+        state = state.get(key) if isinstance(state, dict) else None
+    return state
+
+
 def pick(state: dict[str, Any], *roots: str) -> dict[str, np.ndarray]:
     """The flat state dict inside a checkpoint.
 
     Args:
       state: what `read` returned.
-      roots: where it may lie, best first ("ema", "model"); a checkpoint that has none of them is
-        taken to be the state dict itself.
+      roots: where it may lie, best first ("ema", "model", "trainer.var_wo_ddp": a dot leads one
+        dict deeper); a checkpoint that has none of them is taken to be the state dict itself.
 
     Returns:
       Its arrays, without the names that wrappers add ("module." in front, "_orig_mod.").
@@ -181,7 +188,8 @@ def pick(state: dict[str, Any], *roots: str) -> dict[str, np.ndarray]:
     Raises:
       ConfigError: there are no arrays.
     """
-    found = next((state[r] for r in roots if isinstance(state.get(r), dict)), state)
+    nested = (_nested(state, root.split(".")) for root in roots)
+    found = next((s for s in nested if isinstance(s, dict)), state)
     arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray)}
     if not arrays:
         raise ConfigError(f"checkpoint with {sorted(state)}: expected arrays, or one of {roots}")
@@ -190,6 +198,14 @@ def pick(state: dict[str, Any], *roots: str) -> dict[str, np.ndarray]:
     while all(k.startswith("module.") for k in arrays):
         arrays = {k.removeprefix("module."): v for k, v in arrays.items()}
     return arrays
+
+
+class Misfit(ConfigError):
+    """A state dict that does not fit a config; `problems` names every entry that does not."""
+
+    def __init__(self, what: str, problems: list[str]):
+        super().__init__(f"{what}: {'; '.join(problems)}")
+        self.problems = problems
 
 
 class Converter:
@@ -213,7 +229,7 @@ class Converter:
             self.problems.append(f"{name} is {self.state[name].shape} instead of {shape}")
         else:
             return np.asarray(self.state[name], np.float32)
-        return np.zeros(shape, np.float32)
+        return np.broadcast_to(np.float32(0), shape)
 
     def ignore(self, pattern: str) -> None:
         """Entries whose names start with this regular expression are not needed."""
@@ -240,14 +256,22 @@ class Converter:
         """`params`, once every entry has been used and fits.
 
         Raises:
-          ConfigError: listing every missing, unknown and mis-shaped entry.
+          Misfit: listing every missing, unknown and mis-shaped entry.
         """
         unknown = [f"unknown {n}" for n in self.state if n not in self.used]
         if self.problems or unknown:
-            raise ConfigError(f"{self.what}: {'; '.join(self.problems + unknown)}")
+            raise Misfit(self.what, self.problems + unknown)
         return params
 
 
 def stacked(layer: Callable[[int], dict], count: int) -> dict:
     """Parameters of a scanned stack: every leaf of `count` layers stacked along a first axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *[layer(i) for i in range(count)])
+    return jax.tree.map(_stack, *[layer(i) for i in range(count)])
+
+
+def _stack(*leaves: np.ndarray) -> np.ndarray:
+    """np.stack, which costs no memory where all leaves are one value, broadcast (see `take`)."""
+    spread = all(leaf.ndim and not any(leaf.strides) for leaf in leaves)
+    if spread and len({leaf.item(0) for leaf in leaves}) == 1:
+        return np.broadcast_to(leaves[0], (len(leaves), *leaves[0].shape))
+    return np.stack(leaves)

@@ -6,7 +6,6 @@ the latter is also a file of its own (EPFL-VILAB/flextok_vae_c16), with the same
 
 import re
 
-import jax
 import numpy as np
 
 from nexttok.config import check
@@ -82,11 +81,11 @@ def convert_vae(state: dict[str, np.ndarray], model: VQGAN | None) -> dict:
 
 
 def convert(state: dict[str, np.ndarray], model: FlexTok) -> dict:
-    """Parameters {encoder, decoder[, projector]} of the tokenizer.
+    """Parameters {encoder, decoder} of the tokenizer.
 
-    No release holds the projector of the alignment loss: it is initialized afresh where the config
-    trains one. Position tables, which the file keeps as entries, are compared with the computed
-    ones. The autoencoder's entries (`vae.*`) are left to `convert_vae`.
+    No release holds the projector of the alignment loss, which only training reads. Position
+    tables, which the file keeps as entries, are compared with the computed ones. The autoencoder's
+    entries (`vae.*`) are left to `convert_vae`.
 
     Args:
       state: the released state dict.
@@ -98,10 +97,7 @@ def convert(state: dict[str, np.ndarray], model: FlexTok) -> dict:
     reader = Converter(state, "FlexTok's checkpoint")
     reader.ignore(r"vae\.")
     params = {"encoder": _encoder(reader, model), "decoder": _decoder(reader, model)}
-    params = reader.finish(params)
-    if model.align_weight:
-        params["projector"] = model.init_projector(jax.random.key(0))
-    return params
+    return reader.finish(params)
 
 
 def _encoder(reader, model):

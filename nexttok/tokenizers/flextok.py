@@ -156,14 +156,10 @@ class FlexTok:
             )["params"],
         }
         if self.align_weight:
-            params["projector"] = self.init_projector(rng)
+            features = jnp.zeros((1, 1, self.decoder_width))
+            projector = Projector(self.features.channels, self.dtype)
+            params["projector"] = projector.init(stream(rng, "projector"), features)["params"]
         return params
-
-    def init_projector(self, rng: Array) -> dict:
-        """Parameters of the alignment loss alone, which no release holds."""
-        features = jnp.zeros((1, 1, self.decoder_width))
-        projector = Projector(self.features.channels, self.dtype)
-        return projector.init(stream(rng, "projector"), features)["params"]
 
     def latents(
         self, params: dict, x: Float[Array, "B H W C"], rng: Array | None

@@ -26,7 +26,7 @@ from nexttok.config import ConfigError
 from nexttok.interop import flextok as interop
 from nexttok.main import load_config
 from nexttok.nn.flextok import Projector
-from nexttok.stages import abstract_params
+from nexttok.stages import TRAINING_ONLY, abstract_params
 from nexttok.tokenizers import autoencoder, flextok, nested
 from nexttok.tokens import Tokens
 from tests.parity import official
@@ -222,9 +222,11 @@ def test_one_released_file_fills_two_stages(tmp_path):
     file, out = tmp_path / "model.safetensors", tmp_path / "run"
     save_file({k: np.ascontiguousarray(v) for k, v in state().items()}, file)
     for system, stage in (("flextok", "tokenizer"), ("flextok_vae", "latent")):
-        where, count = importing.import_checkpoint(system, str(file), exp, str(out))
+        made = importing.import_checkpoint(system, str(file), {"photos": exp}, str(out))
         abstract = abstract_params(exp, stage)
-        assert count == sum(x.size for x in jax.tree.leaves(abstract))
-        params = restore_params(where, abstract, "ema" if exp.train[stage].ema else "params")
-        assert jax.tree.structure(params) == jax.tree.structure(abstract)
+        which = "ema" if exp.train[stage].ema else "params"
+        params = restore_params(made.directory, abstract, which, TRAINING_ONLY)
+        sampled = {k: v for k, v in abstract.items() if k not in TRAINING_ONLY}
+        assert made.parameters == sum(x.size for x in jax.tree.leaves(sampled))
+        assert jax.tree.structure(params) == jax.tree.structure(sampled)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["latent", "tokenizer"]

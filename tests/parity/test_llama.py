@@ -52,7 +52,8 @@ def arpg(schedule):
 
 def teacher_forced(gen, params, fixture, label):
     ids = jnp.asarray(fixture["ids"])
-    order = jnp.asarray(fixture["order"]) if "order" in fixture else jnp.arange(16)[None]
+    default = jnp.arange(gen.spec.length)[None]
+    order = jnp.asarray(fixture["order"]) if "order" in fixture else default
 
     @jax.jit
     def run(params):
@@ -72,7 +73,7 @@ def greedy(gen, params, label, order, guidance):
     def run(params):
         step = gen.step(params, label, gen.plan, draw, scale)
         cache = gen.init_cache(2 if scale is None else 4, gen.plan)
-        blank = jnp.zeros((2, 16), jnp.int32)
+        blank = jnp.zeros((2, gen.spec.length), jnp.int32)
         return generate(step, gen.plan, blank, cache, jax.random.key(0), order)[0]
 
     return run(params)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from nexttok.bottlenecks import kl, vq
 from nexttok.config import ConfigError
@@ -148,10 +149,12 @@ def test_the_whole_loss_and_its_gradients(step):
         np.testing.assert_allclose(got, official, atol=2e-4 * scale + 1e-9, rtol=1e-4)
 
 
-def test_mar_moments_kl_and_pictures():
-    found, image = fixture("mar_kl"), fixture("mar_kl")["image"]
-    model = tokenizer.make(MAR, (8, 8, 3))
-    params = jax.tree.map(jnp.asarray, vqgan.convert(state_dict(found), MAR, (8, 8, 3)))
+@pytest.mark.parametrize(("name", "width", "side"), [("mar_kl", 64, 8), ("mar_kl16", 32, 16)])
+def test_mar_moments_kl_and_pictures(name, width, side):
+    found, image, shape = fixture(name), fixture(name)["image"], (side, side, 3)
+    small = ConfigDict(MAR.to_dict() | dict(width=width))
+    model = tokenizer.make(small, shape)
+    params = jax.tree.map(jnp.asarray, vqgan.convert(state_dict(found), small, shape))
     moments = model.encoder.apply({"params": params["encoder"]}, image)
     np.testing.assert_allclose(moments, found["moments"], **CLOSE)
     tokens = model.encode(params, image)
