@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nexttok import sampling
+from nexttok.config import check
 from nexttok.data.loader import load_source, make_loader
 from nexttok.evals import frechet, metrics
 from nexttok.evals.classifier import class_agreement, train_classifier
@@ -72,13 +73,12 @@ class Models:
 
     @functools.cached_property
     def sample(self):
-        """(labels [B], key) -> tokens [B, n, ...], `config.sample.tokens` of them (all, when 0)."""
+        """(labels [B], tokens [B, N, ...], key) -> tokens [B, n, ...]: see `openings`.
+
+        n is `config.sample.tokens`, or all of them when it is 0.
+        """
         sample = sampling.sampler(self.experiment)
-
-        def run(label, key):
-            return sample(self.params, label, key, sampling.blank(self.experiment, len(label)))
-
-        return run
+        return lambda label, given, key: sample(self.params, label, key, given)
 
 
 def held_out(experiment: Experiment, limit: int) -> dict[str, np.ndarray]:
@@ -155,7 +155,8 @@ def likelihood(models: Models, images: np.ndarray, labels: np.ndarray) -> dict:
     size = min(models.experiment.eval.batch_size, len(images))
     nats = batched(lambda x, y: models.nats(models.encode(x), y), size, images, labels)
     bits = float(nats.mean() / np.log(2))
-    n = models.experiment.generator.spec.length
+    plan = models.experiment.generator.plan
+    n = plan.length - plan.known
     return {"bits_per_token": bits, "bits_per_image": bits * n}
 
 
@@ -182,6 +183,30 @@ def train_images(experiment: Experiment, limit: int) -> np.ndarray:
     return strip(np.stack([source[i]["image"] for i in range(min(limit, len(source)))]))
 
 
+def openings(models: Models, test: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, ...]:
+    """What `count` samples start from: labels, every class in turn, and tokens.
+
+    Tokens are those of held-out examples of the classes where the plan gives steps, else blank.
+
+    Raises:
+      ConfigError: no held-out example of some class, where one is needed.
+    """
+    exp = models.experiment
+    labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
+    if not exp.generator.plan.given:
+        return labels, sampling.blank(exp, count)
+    lacking = sorted(set(labels.tolist()) - set(test["label"].tolist()))
+    allowed = f"enough held-out examples to have one of each class, {lacking[:4]} included"
+    check(not lacking, "eval.images", len(test["label"]), allowed)
+    of_class = {c: np.flatnonzero(test["label"] == c) for c in set(labels.tolist())}
+    turns = enumerate(labels.tolist())
+    rows = [of_class[c][i // exp.data.num_classes % len(of_class[c])] for i, c in turns]
+    used, at = np.unique(rows, return_inverse=True)
+    size = min(exp.eval.batch_size, len(used))
+    tokens = batched(lambda x: array_of(models.encode(x)), size, test["image"][used])
+    return labels, tokens[at]
+
+
 def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tuple[dict, dict]:
     """Draws class-balanced samples and measures them at every prefix length.
 
@@ -191,8 +216,8 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     """
     exp = models.experiment
     count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
-    labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
-    ids = batched(models.sample, size, labels, key=stream(key, "ids"))
+    labels, given = openings(models, test, count)
+    ids = batched(models.sample, size, labels, given, key=stream(key, "ids"))
     made = ids.shape[1]
     real = classifier.features(strip(test["image"]))
     rows, drawn = [], {}
@@ -220,13 +245,13 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     return results, {"labels": labels, "images": drawn}
 
 
-def speed(models: Models, key) -> dict:
+def speed(models: Models, test: dict[str, np.ndarray], key) -> dict:
     """Images a second of one batch, tokens and pixels, compiled before."""
     exp = models.experiment
     size = min(exp.eval.batch_size, exp.eval.samples)
-    labels = (np.arange(size) % exp.data.num_classes).astype(np.int32)
+    opening = openings(models, test, size)
     start = time.perf_counter()
-    tokens = models.sample(labels, key)
+    tokens = models.sample(*opening, key)
     jax.block_until_ready(models.decode(tokens, tokens.shape[1], key))
     seconds = time.perf_counter() - start
     return {

@@ -25,6 +25,7 @@ from nexttok.interop import (
     flextok,
     givt,
     llama,
+    magvit2,
     masked_autoencoder,
     maskgit,
     nbp,
@@ -35,7 +36,7 @@ from nexttok.interop import (
 from nexttok.interop.checkpoints import pick, read
 from nexttok.stages import abstract_params
 
-ROOTS = ("model_ema", "ema", "model", "state_dict", "module", "trainer")
+ROOTS = ("model_ema", "ema", "model", "state_dict", "model_state_dict", "module", "trainer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ SYSTEMS = {
     "var": System("var", "generator", _generator(var.convert)),
     "var_vqvae": System("var", "tokenizer", _tokenizer(var_vqvae.convert)),
     "nbp": System("nbp", "generator", _generator(nbp.convert)),
+    "nbp_tokenizer": System("nbp", "tokenizer", lambda s, exp: magvit2.convert(s, exp.tokenizer)),
     "randar": System("randar", "generator", _generator(llama.llamagen)),
     "arpg": System("arpg", "generator", _generator(llama.arpg)),
     "maskgit": System("maskgit", "generator", _generator(maskgit.convert)),

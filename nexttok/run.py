@@ -180,7 +180,7 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
         classifier = evaluate.judge(exp, test)
         found["samples"], drawn = evaluate.samples(models, test, classifier, stream(key, "samples"))
         shown += draw_samples(exp, drawn, workdir)
-        speed = evaluate.speed(models, stream(key, "speed"))
+        speed = evaluate.speed(models, test, stream(key, "speed"))
         # beside the results, which are the same on every machine and at every time
         results.write_results(os.path.join(workdir, "speed.json"), speed)
     problems = evaluate.load_source(exp.data, "train", exp.config.seed).info.problems
@@ -217,7 +217,7 @@ def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, 
     names = evaluate.load_source(exp.data, "train", exp.config.seed).info.class_names
     classes = range(min(exp.data.num_classes, 20))
     final = images[max(images)]
-    each = min(exp.sample.per_class, int((labels == 0).sum()))
+    each = min(exp.sample.per_class, *(int((labels == c).sum()) for c in classes))
     per_class = np.stack([final[labels == c][:each] for c in classes])
     first = np.asarray([int(np.argmax(labels == c)) for c in classes])
     growing = np.stack([d[first] for d in images.values()], axis=1)
@@ -266,10 +266,11 @@ def run_sample(exp: Experiment, workdir: str) -> None:
         editing.edit(models, workdir)
         return
     count = exp.sample.per_class * exp.data.num_classes
-    labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
+    test = evaluate.held_out(exp, exp.eval.images) if exp.generator.plan.given else {}
+    labels, given = evaluate.openings(models, test, count)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")
     size = min(exp.eval.batch_size, count)
-    tokens = evaluate.batched(models.sample, size, labels, key=stream(key, "ids"))
+    tokens = evaluate.batched(models.sample, size, labels, given, key=stream(key, "ids"))
     made = tokens.shape[1]
     images = {
         n: evaluate.batched(
