@@ -72,13 +72,21 @@ class Models:
         return lambda tokens, label: loss(self.params["generator"], tokens, label).mean(-1)
 
     @functools.cached_property
-    def sample(self):
+    def sample_from(self):
         """(labels [B], tokens [B, N, ...], key) -> tokens [B, n, ...]: see `openings`.
 
         n is `config.sample.tokens`, or all of them when it is 0.
         """
         sample = sampling.sampler(self.experiment)
         return lambda label, given, key: sample(self.params, label, key, given)
+
+    @functools.cached_property
+    def sample(self):
+        """(labels [B], key) -> tokens [B, n, ...], of a plan that gives no steps."""
+        exp = self.experiment
+        given = exp.generator.plan.given
+        check(not given, "generator.plan.given", given, "0 where nothing is known beforehand")
+        return lambda label, key: self.sample_from(label, sampling.blank(exp, len(label)), key)
 
 
 def held_out(experiment: Experiment, limit: int) -> dict[str, np.ndarray]:
@@ -217,7 +225,7 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     exp = models.experiment
     count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
     labels, given = openings(models, test, count)
-    ids = batched(models.sample, size, labels, given, key=stream(key, "ids"))
+    ids = batched(models.sample_from, size, labels, given, key=stream(key, "ids"))
     made = ids.shape[1]
     real = classifier.features(strip(test["image"]))
     rows, drawn = [], {}
@@ -251,7 +259,7 @@ def speed(models: Models, test: dict[str, np.ndarray], key) -> dict:
     size = min(exp.eval.batch_size, exp.eval.samples)
     opening = openings(models, test, size)
     start = time.perf_counter()
-    tokens = models.sample(*opening, key)
+    tokens = models.sample_from(*opening, key)
     jax.block_until_ready(models.decode(tokens, tokens.shape[1], key))
     seconds = time.perf_counter() - start
     return {

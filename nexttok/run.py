@@ -270,7 +270,7 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     labels, given = evaluate.openings(models, test, count)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")
     size = min(exp.eval.batch_size, count)
-    tokens = evaluate.batched(models.sample, size, labels, given, key=stream(key, "ids"))
+    tokens = evaluate.batched(models.sample_from, size, labels, given, key=stream(key, "ids"))
     made = tokens.shape[1]
     images = {
         n: evaluate.batched(
