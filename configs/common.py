@@ -24,7 +24,7 @@ def base() -> ConfigDict:
                 resolution=16,
                 channels=1,
                 num_classes=10,
-                frames=0,  # videos: frames per clip (shapes); 0 for images
+                frames=0,  # videos: frames per clip (shapes, folder); 0 for images
                 augment="affine",  # none | affine | crop_flip
                 workers=0,  # Grain worker processes; 0 loads in this process
                 prefetch=2,  # batches prepared ahead
@@ -43,6 +43,7 @@ def base() -> ConfigDict:
                 guidance_clock="step",  # s follows: step | before | after | masked (see schedules)
                 confidence=4.5,  # Gumbel noise of plans by confidence, annealed to 0
                 steps=0,  # steps of a scheduled plan; 0 for the trained plan's own
+                given=0,  # steps that held-out data gives, of a plan that has such; 0 for its own
                 source="",  # --mode=sample: a picture to edit ...
                 mask="",  # ... and where: white is drawn anew, black stays
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
@@ -90,7 +91,9 @@ def section(**keys) -> ConfigDict:
 
 def plan(name="raster", **changes) -> ConfigDict:
     """Which tokens are predicted together, and in which order (nexttok/plans.py)."""
-    return section(**(dict(name=name, block=0, steps=0, schedule="", lead=False) | changes))
+    return section(
+        **(dict(name=name, block=0, steps=0, schedule="", lead=False, given=0) | changes)
+    )
 
 
 def mask(**changes) -> ConfigDict:
@@ -137,6 +140,7 @@ def backbone(name="decoder", **changes) -> ConfigDict:
         positions=("learned",),  # learned and/or rope
         condition=("start",),  # start, prefix, adaln
         prefix=0,
+        prefix_words=False,  # a class has a vector for each prefix slot
         start_vector=True,
         null_class=False,
         rotate_query=False,

@@ -5,10 +5,27 @@
 Variants (`--config=configs/nbp.py:<variant>`):
   digits   (default) rows of 4 tokens a step for scikit-learn's handwritten digits.
   video    8 frames of 32 x 32 moving shapes: 4 x 4 x 4 tokens, the same rows a step.
-  tiny | tiny_video
+  prediction
+           the same clips continued: the first of 4 latent frames is given, a frame a step.
+  tiny | tiny_video | tiny_prediction
            the whole path, training to pictures, in under a minute.
+  ucf_base | ucf_3b
+           the released models of UCF-101, drawn from the words of a class's name.
+  k600_base | k600_3b
+           the released models of Kinetics-600, which continue 5 given frames without a class.
   imagenet256_base | imagenet256_xl | imagenet256_3b
            the paper's transformers (700 M, 1.2 B, 3 B), rows of 16 tokens, for ImageNet.
+
+Released weights come in whole, the video tokenizer's too. What is not here: the adversarial and
+perceptual losses that it was trained with, and text other than the names of UCF-101's classes.
+
+    python -m nexttok.interop --system=nbp --checkpoint=ucf_base_nbp16_hybrid.ckpt \\
+        --config=configs/nbp.py:ucf_base --out=runs/ucf_base
+    python -m nexttok.interop --system=nbp_tokenizer --checkpoint=magvit2_ucf.pt \\
+        --config=configs/nbp.py:ucf_base --out=runs/ucf_base
+
+Clips of either data set are read from class folders of animated pictures, 17 frames or longer each,
+which --config.data.source=folder:<path> names.
 """
 
 from configs import common, tokenizers
@@ -16,8 +33,10 @@ from configs import common, tokenizers
 # width, depth, head_dim
 SIZES = {"base": (1536, 24, 96), "xl": (2048, 24, 64), "3b": (3072, 32, 96)}
 VARIANTS = (
-    "digits", "video", "tiny", "tiny_video", "imagenet256_base", "imagenet256_xl", "imagenet256_3b",
+    "digits", "video", "prediction", "tiny", "tiny_video", "tiny_prediction", "ucf_base", "ucf_3b",
+    "k600_base", "k600_3b", "imagenet256_base", "imagenet256_xl", "imagenet256_3b",
 )  # fmt: skip
+SPECIAL, TEXT = 16, 32_000  # begin and fillers; LLaMA's vocabulary
 
 
 def get_config(variant="digits"):
@@ -29,17 +48,25 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizers.vqgan()
     config.generator = generator()
     common.digits(config)
-    if variant.endswith("video"):
+    kind, _, size = variant.partition("_")
+    if variant.endswith(("video", "prediction")):
         video(config)
-    if variant.startswith("tiny"):
+    if variant.endswith("prediction"):
+        prediction(config)
+    if kind == "tiny":
         tiny(config)
-    elif variant.startswith("imagenet"):
-        imagenet(config, *SIZES[variant.split("_")[1]])
+    elif kind == "imagenet256":
+        imagenet(config, *SIZES[size])
+    elif kind == "ucf":
+        ucf(config, *SIZES[size])
+    elif kind == "k600":
+        k600(config, *SIZES[size])
+        config.train.generator.learning_rate = {"base": 1e-3, "3b": 2e-4}[size]
     return config
 
 
 def generator(**sizes):
-    """minGPT: the first row token by token behind a class slot, then a row a step (hybrid NBP)."""
+    """minGPT: the first row token by token behind class slots, then a row a step (hybrid NBP)."""
     options = dict(
         activation="gelu", bias=True, mlp_bias=True, condition=("prefix",), prefix=1,
         embed_init="normal02", null_class=True,
@@ -53,6 +80,14 @@ def generator(**sizes):
     )
 
 
+def pure(plan="rows", **sizes):
+    """The same network without a class; the first step is given, so nothing starts it."""
+    section = generator(condition=(), prefix=0, null_class=False, start_vector=False, **sizes)
+    section.plan = common.plan(plan, given=1)
+    section.class_dropout = 0.0
+    return section
+
+
 def video(config):
     """Moving shapes through a 3D VQ-VAE; a class is the kind of the one large shape."""
     config.data.update(
@@ -64,6 +99,12 @@ def video(config):
     config.train.generator.update(batch_size=32)
 
 
+def prediction(config):
+    """Frame after frame behind the first, without a class (pure NBP)."""
+    config.generator = pure("frames")
+    config.sample.guidance = 1.0
+
+
 def tiny(config):
     """As everywhere; a video tokenizer has its own sizes."""
     common.tiny(config)
@@ -73,11 +114,40 @@ def tiny(config):
 
 
 def imagenet(config, width, depth, head_dim):
-    """The paper's sizes."""
+    """The paper's sizes and its sampling, which guides nothing."""
     common.imagenet(config)
     config.tokenizer = tokenizers.vqgan_f16()
-    config.generator = generator(
-        width=width, depth=depth, head_dim=head_dim, mlp_hidden=4 * width, remat=True
-    )
-    config.sample.update(top_k=16_000, top_p=0.9, guidance=1.5)
+    config.generator = generator(**sized(width, depth, head_dim))
+    config.sample.update(top_k=16_000, top_p=0.9, guidance=1.0)
     config.train.generator.update(learning_rate=6e-4, weight_decay=0.01, ema=0.0)
+
+
+def sized(width, depth, head_dim):
+    """Sizes of a backbone."""
+    return dict(width=width, depth=depth, head_dim=head_dim, mlp_hidden=4 * width, remat=True)
+
+
+def clips(config, source, classes):
+    """17 frames of 128 x 128 as 5 x 16 x 16 tokens of 64,000; the paper's optimizer, sampling."""
+    common.imagenet(config, 128)
+    config.data.update(source=source, frames=17, num_classes=classes, augment="none")
+    config.tokenizer = tokenizers.magvit2()
+    config.sample.update(top_k=16_000, top_p=0.9, guidance=1.0)
+    config.train.generator.update(weight_decay=0.01, ema=0.0)
+
+
+def ucf(config, *size):
+    """Hybrid NBP behind 8 words, in one vocabulary with begin, fillers and LLaMA's text."""
+    clips(config, "folder:UCF-101", 101)
+    config.generator = generator(prefix=8, prefix_words=True, **sized(*size))
+    config.generator.head.reserved = SPECIAL + TEXT
+    config.generator.class_dropout = 0.0
+    config.train.generator.update(steps=100_000, batch_size=256, learning_rate=6e-4)
+
+
+def k600(config, *size):
+    """Pure NBP; of the 80 rows the first 32, two latent frames, are given in sampling."""
+    clips(config, "folder:kinetics600", 600)
+    config.generator = pure(**sized(*size))
+    config.sample.given = 32
+    config.train.generator.update(steps=4_000_000, batch_size=64, warmup=10_000)

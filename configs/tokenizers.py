@@ -105,3 +105,12 @@ def video(**changes):
         reconstruction_weight=4.0,
     )  # fmt: skip
     return section(**(keys | changes))
+
+
+def magvit2(**changes):
+    """Next Block Prediction's released tokenizer: 64,000 codes, each of 4 x 8 x 8 pixels."""
+    keys = dict(
+        name="magvit2", width=128, multipliers=(1, 2, 2, 4), blocks=4, time_levels=2, groups=32,
+        levels=(8, 8, 8, 5, 5, 5), reconstruction="l1", reconstruction_weight=1.0,
+    )  # fmt: skip
+    return section(**(keys | changes))

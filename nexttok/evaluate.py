@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import time
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nexttok import sampling
+from nexttok.config import check
 from nexttok.data.loader import load_source, make_loader
 from nexttok.evals import frechet, metrics
 from nexttok.evals.classifier import train_classifier
@@ -74,14 +76,21 @@ class Models:
         return lambda tokens, label: loss(self.params["generator"], tokens, label).mean(-1)
 
     @functools.cached_property
-    def sample(self):
-        """(labels [B], key) -> tokens [B, n, ...], `config.sample.tokens` of them (all, when 0)."""
+    def sample_from(self):
+        """(labels [B], tokens [B, N, ...], key) -> tokens [B, n, ...]: see `openings`.
+
+        n is `config.sample.tokens`, or all of them when it is 0.
+        """
         sample = sampling.sampler(self.experiment)
+        return lambda label, given, key: sample(self.params, label, key, given)
 
-        def run(label, key):
-            return sample(self.params, label, key, sampling.blank(self.experiment, len(label)))
-
-        return run
+    @functools.cached_property
+    def sample(self):
+        """(labels [B], key) -> tokens [B, n, ...], of a plan that gives no steps."""
+        exp = self.experiment
+        given = exp.generator.plan.given
+        check(not given, "generator.plan.given", given, "0 where nothing is known beforehand")
+        return lambda label, key: self.sample_from(label, sampling.blank(exp, len(label)), key)
 
 
 def held_out(experiment: Experiment, limit: int) -> dict[str, np.ndarray]:
@@ -168,7 +177,8 @@ def likelihood(models: Models, images: np.ndarray, labels: np.ndarray) -> dict:
     size = min(models.experiment.eval.batch_size, len(images))
     nats = batched(lambda x, y: models.nats(models.encode(x), y), size, images, labels)
     bits = float(nats.mean() / np.log(2))
-    n = models.experiment.generator.spec.length
+    plan = models.experiment.generator.plan
+    n = plan.length - plan.known
     return {"bits_per_token": bits, "bits_per_image": bits * n}
 
 
@@ -195,6 +205,33 @@ def train_images(experiment: Experiment, limit: int) -> np.ndarray:
     return strip(np.stack([source[i]["image"] for i in range(min(limit, len(source)))]))
 
 
+def balanced(count: int, classes: int) -> np.ndarray:
+    """`count` labels, every class in turn."""
+    return (np.arange(count) % classes).astype(np.int32)
+
+
+def openings(models: Models, test: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The tokens that samples of these labels start from, [B, N, ...].
+
+    They are those of held-out examples of the classes where the plan gives steps, else blank.
+
+    Raises:
+      ConfigError: no held-out example of some class, where one is needed.
+    """
+    exp = models.experiment
+    if not exp.generator.plan.given:
+        return np.asarray(sampling.blank(exp, len(labels)))
+    lacking = sorted(set(labels.tolist()) - set(test["label"].tolist()))
+    allowed = f"enough held-out examples to have one of each class, {lacking[:4]} included"
+    check(not lacking, "eval.images", len(test["label"]), allowed)
+    turns = {c: itertools.cycle(np.flatnonzero(test["label"] == c)) for c in set(labels.tolist())}
+    rows = [next(turns[c]) for c in labels.tolist()]
+    used, at = np.unique(rows, return_inverse=True)
+    size = min(exp.eval.batch_size, len(used))
+    tokens = batched(lambda x: array_of(models.encode(x)), size, test["image"][used])
+    return tokens[at]
+
+
 def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tuple[dict, dict]:
     """Draws class-balanced samples and measures them at every prefix length.
 
@@ -204,10 +241,10 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     """
     exp = models.experiment
     count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
-    classes = exp.data.num_classes
-    labels = (np.arange(count) % classes).astype(np.int32)
+    labels, classes = balanced(count, exp.data.num_classes), exp.data.num_classes
     shown = (labels < SHOWN_CLASSES) & (np.arange(count) < exp.sample.per_class * classes)
-    ids = batched(models.sample, size, labels, key=stream(key, "ids"))
+    given = openings(models, test, labels)
+    ids = batched(models.sample_from, size, labels, given, key=stream(key, "ids"))
     made = ids.shape[1]
     real = classifier.features(strip(test["image"]))
     table, drawn, first = [], {}, []
@@ -238,13 +275,14 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     return results, {"labels": labels[shown], "images": drawn}
 
 
-def speed(models: Models, key) -> dict:
+def speed(models: Models, test: dict[str, np.ndarray], key) -> dict:
     """Images a second of one batch, tokens and pixels, compiled before."""
     exp = models.experiment
     size = min(exp.eval.batch_size, exp.eval.samples)
-    labels = (np.arange(size) % exp.data.num_classes).astype(np.int32)
+    labels = balanced(size, exp.data.num_classes)
+    given = openings(models, test, labels)
     start = time.perf_counter()
-    tokens = models.sample(labels, key)
+    tokens = models.sample_from(labels, given, key)
     jax.block_until_ready(models.decode(tokens, tokens.shape[1], key))
     seconds = time.perf_counter() - start
     return {

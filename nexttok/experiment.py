@@ -40,6 +40,7 @@ class SampleConfig:
     guidance_clock: str
     confidence: float
     steps: int
+    given: int
     source: str
     mask: str
     classes: tuple[int, ...]
@@ -59,7 +60,9 @@ class SampleConfig:
 
     def __post_init__(self):
         check(self.confidence >= 0, "sample.confidence", self.confidence, "at least 0")
-        check(self.steps >= 0, "sample.steps", self.steps, "at least 0 (0 for the plan's own)")
+        for name in ("steps", "given"):
+            value = getattr(self, name)
+            check(value >= 0, f"sample.{name}", value, "at least 0 (0 for the plan's own)")
         both = bool(self.source) == bool(self.mask)
         check(both, "sample.mask", self.mask, "a picture beside sample.source, or '' without one")
         _ = self.strength
@@ -155,6 +158,7 @@ def resolve(config: ConfigDict) -> Experiment:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
         check(sample.tokens <= gen.spec.length, "sample.tokens", sample.tokens,
               f"0 .. {gen.spec.length}")  # fmt: skip
+        gen.plan.giving(sample.given).prefix(sample.tokens or gen.spec.length)
         unguided = sample.strength.off or gen.class_dropout > 0
         check(unguided, "sample.guidance", sample.guidance,
               "1, as nothing is trained without a class (generator.class_dropout = 0)")  # fmt: skip

@@ -68,6 +68,12 @@ class Generator:
         cross = self.kind.__name__.endswith("cross_decoder")
         check(separate == cross, "generator.backbone.name", self.kind.__name__.split(".")[-1],
               "cross_decoder exactly with context query of layout separate")  # fmt: skip
+        continues = getattr(self.context, "continues", False)
+        check(continues or not self.plan.given, "generator.plan.given", self.plan.given,
+              "0, as only the contexts shift and block go on from given steps")  # fmt: skip
+        lost = "start" in self.backbone.condition and not self.inputs.start
+        check(not lost, "generator.backbone.condition", self.backbone.condition,
+              "prefix, adaln or none, as no slot is the start")  # fmt: skip
         if "rope" in self.backbone.positions:
             self.backbone.rotary(self.inputs)
 
@@ -150,7 +156,7 @@ class Generator:
     def predicted(self, params: dict, lesson: Lesson, label: Int[Array, "B"], rng=None) -> Array:
         """Hidden states that predict lesson.target, [B, N, D]."""
         first, stride = lesson.outputs
-        last = first + stride * self.spec.length
+        last = first + stride * lesson.target.shape[1]
         return self.hidden(params, lesson.slots, label, rng)[:, first:last:stride]
 
     def loss(
@@ -165,7 +171,7 @@ class Generator:
           rng: training key, or None at evaluation (orders and masks are then always the same).
 
         Returns:
-          [B, N] in the order of the lesson, metrics of the head.
+          [B, N] in the order of the lesson, metrics of the head; N leaves out what the plan gives.
         """
         train = rng is not None
         if train and self.class_dropout:

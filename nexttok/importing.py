@@ -26,6 +26,7 @@ from nexttok.interop import (
     flextok_ar,
     givt,
     llama,
+    magvit2,
     masked_autoencoder,
     maskgit,
     nbp,
@@ -37,8 +38,10 @@ from nexttok.interop import (
 from nexttok.interop.checkpoints import Misfit, pick, read
 from nexttok.stages import TRAINING_ONLY, abstract_params
 
-ROOTS = ("model_ema", "ema", "model", "state_dict", "module", "trainer.var_wo_ddp")
-PAPER_SCALE = "imagenet"  # how the variants of released sizes are named
+ROOTS = (
+    "model_ema", "ema", "model", "state_dict", "model_state_dict", "module", "trainer.var_wo_ddp",
+)  # fmt: skip
+PAPER_SCALE = ("imagenet", "ucf", "k600")  # how the variants of released sizes are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,7 @@ SYSTEMS = {
     "var": System("var", "generator", _generator(var.convert)),
     "var_vqvae": System("var", "tokenizer", _tokenizer(var_vqvae.convert)),
     "nbp": System("nbp", "generator", _generator(nbp.convert)),
+    "nbp_tokenizer": System("nbp", "tokenizer", lambda s, exp: magvit2.convert(s, exp.tokenizer)),
     "randar": System("randar", "generator", _generator(llama.llamagen)),
     "arpg": System("arpg", "generator", _generator(llama.arpg)),
     "maskgit": System("maskgit", "generator", _generator(maskgit.convert)),

@@ -28,6 +28,8 @@ class PlanConfig:
       steps: steps of a scheduled plan (random, confidence); 0 for one token a step.
       schedule: how sizes grow: '' | cosine | arccos | randar.
       lead: blocks only: the first block is predicted one token at a time (NBP's hybrid).
+      given: blocks only: so many blocks in front are never predicted but always known (NBP's pure
+        model, which continues a video).
     """
 
     name: str
@@ -35,6 +37,7 @@ class PlanConfig:
     steps: int
     schedule: str
     lead: bool
+    given: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,12 +50,14 @@ class Plan:
       kind: "fixed", "random" (an order is drawn per sample; `order` is one example) or
         "confidence" (the sampler chooses, step by step).
       config: what the plan was made of, for `after`.
+      given: steps in front that predict nothing, as their tokens are known.
     """
 
     order: Int[np.ndarray, "N"]
     sizes: tuple[int, ...]
     kind: str = "fixed"
     config: PlanConfig | None = None
+    given: int = 0
 
     def __post_init__(self):
         n = len(self.order)
@@ -63,6 +68,8 @@ class Plan:
         fits = sum(self.sizes) == n and all(s >= 1 for s in self.sizes)
         check(fits, "generator.plan", self.sizes, f"positive step sizes that sum to {n} tokens")
         check(self.kind in ORDERS, "generator.plan", self.kind, " | ".join(ORDERS))
+        some = 0 <= self.given < len(self.sizes)
+        check(some, "generator.plan.given", self.given, f"0 .. below {len(self.sizes)} steps")
 
     @property
     def length(self) -> int:
@@ -71,8 +78,13 @@ class Plan:
 
     @property
     def calls(self) -> int:
-        """Number of steps; each is one network call, except where a head or solver says more."""
-        return len(self.sizes)
+        """Steps that predict; each is one network call, except where a head or solver says more."""
+        return len(self.sizes) - self.given
+
+    @property
+    def known(self) -> int:
+        """Tokens of the given steps."""
+        return sum(self.sizes[: self.given])
 
     @property
     def step_of_slot(self) -> Int[np.ndarray, "N"]:
@@ -90,12 +102,26 @@ class Plan:
         """The plan of the first `tokens` tokens of the order, cutting the last step if need be.
 
         Raises:
-          ConfigError: unless 1 <= tokens <= N, or the kept order is not a prefix of the indices.
+          ConfigError: unless tokens <= N and one of them is predicted, or the kept order is not a
+            prefix of the indices.
         """
-        check(1 <= tokens <= self.length, "sample.tokens", tokens, f"1 .. {self.length}")
+        least = self.known + 1
+        check(least <= tokens <= self.length, "sample.tokens", tokens, f"{least} .. {self.length}")
         ends = np.minimum(np.cumsum(self.sizes), tokens)
         sizes = np.diff(ends, prepend=0)
-        return Plan(self.order[:tokens], tuple(int(s) for s in sizes if s), self.kind, self.config)
+        kept = tuple(int(s) for s in sizes if s)
+        return Plan(self.order[:tokens], kept, self.kind, self.config, self.given)
+
+    def giving(self, steps: int) -> "Plan":
+        """The plan with so many steps given, where it gives some already; 0 is no change.
+
+        Raises:
+          ConfigError: fewer than it gives, or a plan that gives none or would predict none.
+        """
+        least, most = self.given, len(self.sizes) - 1
+        allowed = f"0, or {least} .. {most} steps" if least else "0, as generator.plan gives none"
+        check(not steps or 0 < least <= steps <= most, "sample.given", steps, allowed)
+        return dataclasses.replace(self, given=steps or self.given)
 
     def after(self, given: int) -> "Plan":
         """The plan when the first `given` tokens of a free order are known: one step gives them,
@@ -152,14 +178,16 @@ def frames(config: PlanConfig, spec: TokenSpec) -> Plan:
 def blocks(config: PlanConfig, spec: TokenSpec) -> Plan:
     """`block` consecutive tokens a step; with `lead`, the first block token by token.
 
-    block 2:  0 0 1 1 2 2      with lead:  0 1 2 2 3 3
+    block 2:  0 0 1 1 2 2      with lead:  0 1 2 2 3 3      given 1:  - - 1 1 2 2
     """
     n, size = spec.length, config.block
     fits = size >= 1 and n % size == 0
     check(fits, "generator.plan.block", size, f"a divisor of the {n} tokens")
+    check(not (config.lead and config.given), "generator.plan.given", config.given,
+          "0 with lead, which predicts the first block")  # fmt: skip
     whole = (size,) * (n // size)
     sizes = (1,) * size + whole[1:] if config.lead else whole
-    return Plan(np.arange(n, dtype=np.int32), sizes)
+    return Plan(np.arange(n, dtype=np.int32), sizes, given=config.given)
 
 
 def cells(config: PlanConfig, spec: TokenSpec) -> Plan:
@@ -271,6 +299,7 @@ SCHEDULES = {
 
 EVERY = (raster, scales, rows, frames, blocks, cells, subsamples, whole, random, confidence)
 PLANS = {plan.__name__: plan for plan in EVERY}
+IN_BLOCKS = ("rows", "frames", "blocks")
 
 
 def make(config: PlanConfig, spec: TokenSpec) -> Plan:
@@ -280,4 +309,8 @@ def make(config: PlanConfig, spec: TokenSpec) -> Plan:
       ConfigError: no such plan, or one that does not fit the tokens.
     """
     check(config.name in PLANS, "generator.plan.name", config.name, " | ".join(PLANS))
+    for name in ("lead", "given"):
+        value, fits = getattr(config, name), config.name in IN_BLOCKS
+        allowed = f"{value * 0} with plan {config.name}; {' | '.join(IN_BLOCKS)} take more"
+        check(fits or not value, f"generator.plan.{name}", value, allowed)
     return PLANS[config.name](config, spec)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nexttok import editing, evaluate, train
-from nexttok.checkpoint import restore_params
+from nexttok.checkpoint import newest_step, restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import class_names, make_loader
 from nexttok.evals import pictures, report, results
@@ -49,6 +49,9 @@ def load_stage(exp: Experiment, stage: str, workdir: str, mesh) -> Any:
     """
     which = "ema" if exp.train[stage].ema else "params"
     directory = os.path.join(workdir, "checkpoints", stage)
+    done, steps = newest_step(directory), exp.train[stage].steps
+    if 0 < done < steps:  # imported weights are at step 0
+        log.warning("stage %s of %s is at step %d of %d", stage, workdir, done, steps)
     return restore_params(directory, abstract_params(exp, stage, mesh), which, TRAINING_ONLY)
 
 
@@ -190,7 +193,7 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
         classifier = evaluate.judge(exp, test)
         found["samples"], drawn = evaluate.samples(models, test, classifier, stream(key, "samples"))
         shown += draw_samples(exp, drawn, workdir)
-        speed = evaluate.speed(models, stream(key, "speed"))
+        speed = evaluate.speed(models, test, stream(key, "speed"))
         # beside the results, which are the same on every machine and at every time
         results.write_results(os.path.join(workdir, "speed.json"), speed)
     if exp.data.source.startswith("folder:"):
@@ -277,9 +280,11 @@ def run_sample(exp: Experiment, workdir: str) -> None:
         editing.edit(models, workdir)
         return
     labels = np.tile(np.asarray(exp.sampled_classes, np.int32), exp.sample.per_class)
+    test = evaluate.held_out(exp, exp.eval.images) if exp.generator.plan.given else {}
+    given = evaluate.openings(models, test, labels)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")
     size = min(exp.eval.batch_size, len(labels))
-    tokens = evaluate.batched(models.sample, size, labels, key=stream(key, "ids"))
+    tokens = evaluate.batched(models.sample_from, size, labels, given, key=stream(key, "ids"))
     made = tokens.shape[1]
     images = {
         n: evaluate.batched(

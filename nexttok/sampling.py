@@ -16,14 +16,14 @@ from nexttok.steps import random_order
 
 
 def sampled_plan(exp: Experiment) -> plans.Plan:
-    """The plan of `config.sample`: the trained one, in `steps` steps, of the first `tokens`."""
+    """The plan of `config.sample`: in `steps` steps, `given` of them, of the first `tokens`."""
     config, spec = exp.config.generator.plan, exp.generator.spec
     plan = exp.generator.plan
     if exp.sample.steps:
         section = config.copy_and_resolve_references()
         section.steps = exp.sample.steps
         plan = plans.make(build(plans.PlanConfig, section, "generator.plan"), spec)
-    return plan.prefix(exp.sample.tokens or spec.length)
+    return plan.giving(exp.sample.given).prefix(exp.sample.tokens or spec.length)
 
 
 def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
@@ -32,7 +32,8 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     Args:
       exp: the experiment; params are {tokenizer, generator}.
       known: tokens that are given and stay. A plan of free order starts from them; along a fixed
-        order each is put in place of what was drawn. None draws everything and ignores `given`.
+        order each is put in place of what was drawn. None draws everything, and of `given` reads
+        only the tokens of steps that the plan gives.
 
     Raises:
       ConfigError: known tokens with a context that cannot keep them.
@@ -70,12 +71,11 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     return sample
 
 
-def blank(exp: Experiment, batch: int) -> Int[Array, "B N"] | Float[Array, "B N C"]:
+def blank(exp: Experiment, batch: int) -> Int[np.ndarray, "B N"] | Float[np.ndarray, "B N C"]:
     """Tokens of which nothing is read."""
     spec = exp.generator.spec
-    if spec.vocab:
-        return jnp.zeros((batch, spec.length), jnp.int32)
-    return jnp.zeros((batch, spec.length, spec.channels))
+    one = np.zeros((), np.int32) if spec.vocab else np.zeros((spec.channels,), np.float32)
+    return np.broadcast_to(one, (batch, spec.length, *one.shape))
 
 
 def known_tokens(exp: Experiment, mask: Float[np.ndarray, "H W"]) -> Bool[np.ndarray, "N"]:

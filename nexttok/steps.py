@@ -18,7 +18,7 @@ class At:
     """Where a step stands. Fields are traced inside a scan, plain ints where a step is unrolled.
 
     Attributes:
-      index: number of the step.
+      index: number of the step among those that predict.
       first: slot of the order it starts at; count: tokens it predicts.
       before: tokens of the step before it (of the first step: 1 + the given tokens, as the start
         slot and they come before everything).

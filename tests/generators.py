@@ -70,6 +70,10 @@ MAKERS = {
     "nbp_hybrid": lambda: (
         _parts(common.plan("rows", lead=True), SECTION(name="block"), common.categorical(),
                common.backbone(**SMALL, condition=("prefix",), prefix=1)), GRID),
+    "nbp_pure": lambda: (
+        _parts(common.plan("frames", given=1), SECTION(name="block"), common.categorical(),
+               common.backbone(**SMALL, condition=("prefix",), prefix=2, prefix_words=True,
+                               start_vector=False)), TokenSpec((3, 1, 2), 5, 2)),
     "var": lambda: (
         _parts(common.plan("scales"), SECTION(name="upsample"), common.categorical(), _var()),
         TokenSpec((14,), 5, 2, True, (1, 2, 3))),

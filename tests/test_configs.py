@@ -1,8 +1,10 @@
 """Law table of configs: every variant resolves and has its paper's sizes; no key is dead."""
 
 import ast
+import math
 import pathlib
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -66,6 +68,8 @@ GENERATORS = {
     ("xar", "imagenet256_l"): 608,
     ("xar", "imagenet256_h"): 1150,  # stated as 1.1 B
 }
+# Millions of parameters of NBP's layers alone; the paper says 700 M, 1.2 B and 3 B.
+NBP = {"base": 680, "xl": 1209, "3b": 3625}
 
 
 @pytest.mark.parametrize("spec", EVERY)
@@ -78,6 +82,10 @@ def test_every_variant_resolves_at_full_size(spec):
     if (name, variant) in GENERATORS:
         total = counts["generator/backbone"] + counts["generator/head"]
         assert total / 1e6 == pytest.approx(GENERATORS[name, variant], rel=0.035)
+    if name == "nbp" and variant.split("_")[-1] in NBP:
+        layers = stages.abstract_params(exp, "generator")["backbone"]["trunk"]
+        total = sum(math.prod(x.shape) for x in jax.tree.leaves(layers))
+        assert total / 1e6 == pytest.approx(NBP[variant.split("_")[-1]], rel=1e-3)
     if name == "flextok" and variant in FLEXTOK:
         encoder, decoder = FLEXTOK[variant]
         assert counts["tokenizer/encoder"] / 1e6 == pytest.approx(encoder, rel=0.01)
@@ -156,6 +164,11 @@ def test_no_key_that_is_read_is_undeclared(spec):
         ),
         ("sample.tokens", 9, r"config\.sample\.tokens = 9: expected 0 \.\. 8"),
         ("sample.classes", (1, 1), r"config\.sample\.classes = \(1, 1\): expected different"),
+        (
+            "sample.given",
+            1,
+            r"config\.sample\.given = 1: expected 0, as generator\.plan gives none",
+        ),
         ("sample.top_p", 2.0, r"config\.sample\.top_p = 2\.0"),
         (
             "train.tokenizer.save_every",

@@ -60,12 +60,13 @@ def test_predictions_depend_on_earlier_steps_only(name):
     moved = np.abs(hidden[1:] - hidden[:1]).max(-1) > 1e-6  # [changed token, place in order]
     step = np.empty(n, int)
     step[np.asarray(order[0])] = gen.teaching.step_of_slot
-    for token, place in itertools.product(range(n), repeat=2):
+    known = gen.plan.known
+    for token, place in itertools.product(range(n), range(known, n)):
         if gen.spec.scales:  # the input at a place is that of its own step
             allowed = step[token] <= gen.teaching.step_of_slot[place] and token > 0
         else:
             allowed = step[token] < gen.teaching.step_of_slot[place]
-        assert moved[token, place] == allowed, (token, place)
+        assert moved[token, place - known] == allowed, (token, place)
 
 
 def test_masked_predictions_never_depend_on_hidden_tokens():
@@ -120,11 +121,11 @@ def test_noised_cells_see_themselves_and_earlier_ones():
 def test_cached_decode_equals_teacher_forcing(name):
     """Steps are run eagerly with forced tokens; what they hand to the head is compared."""
     gen, tokens = make(name), tokens_of(name, 2)
-    order = some_order(gen, 2)
+    order = jnp.broadcast_to(some_order(gen, 2), tokens.ids.shape)
     label, params, plan = jnp.asarray([0, 2], jnp.int32), params_of(name), gen.plan
     lesson = gen.lesson_in(tokens, order, plan, jax.random.key(0))
     full = predicted(gen, params, lesson, label)
-    seen = []
+    ordered, seen = jnp.take_along_axis(tokens.ids, order, axis=1), []
 
     @jax.jit
     def apply(slots, cache):
@@ -138,7 +139,7 @@ def test_cached_decode_equals_teacher_forcing(name):
     def forced(hidden, other, at, key):
         count, first = int(at.count), int(at.first)
         seen.append(hidden[:, :count])
-        known = lesson.target[:, first : first + at.size]
+        known = ordered[:, first : first + at.size]
         return jnp.pad(known, ((0, 0), (0, at.size - known.shape[1]))), None
 
     def advance(coarse, ids, k):
@@ -149,8 +150,8 @@ def test_cached_decode_equals_teacher_forcing(name):
     state = (cache, None, tokens.values[:, :1]) if gen.spec.scales else cache
     step = gen.context.step(plan, Calls(net, forced, advance=advance), gen.backbone.prefix)
     with jax.disable_jit():
-        out, _ = generate(step, plan, jnp.zeros_like(tokens.ids), state, jax.random.key(1),
-                          jnp.broadcast_to(order, tokens.ids.shape))  # fmt: skip
+        blank = jnp.where(jnp.asarray(plan.step_of_token) < plan.given, tokens.ids, 0)
+        out, _ = generate(step, plan, blank, state, jax.random.key(1), order)
     np.testing.assert_array_equal(out, tokens.ids)
     assert len(seen) == plan.calls
     np.testing.assert_allclose(jnp.concatenate(seen, axis=1), full, rtol=1e-5, atol=2e-5)
@@ -302,6 +303,13 @@ def test_generation_has_no_host_callback():
         ("maskgit", {"plan.steps": 7}, r"plan\.steps = 7: expected 0 \.\. 6 tokens"),
         ("maskgit", {"plan.name": "raster"}, r"context\.name = 'mask': expected shift"),
         ("nbp", {"plan.block": 4}, r"plan\.block = 4: expected a divisor of the 6 tokens"),
+        ("nbp", {"plan.given": 3}, r"plan\.given = 3: expected 0 \.\. below 3 steps"),
+        ("nbp", {"plan.given": 1}, r"backbone\.condition = \('start',\): expected prefix, adaln"),
+        ("nbp_hybrid", {"plan.given": 1}, r"plan\.given = 1: expected 0 with lead"),
+        ("xar", {"plan.name": "blocks", "plan.block": 4, "plan.given": 1},
+         r"plan\.given = 1: expected 0, as only the contexts shift and block"),
+        ("xar", {"plan.given": 1}, r"plan\.given = 1: expected 0 with plan cells; rows \| frames"),
+        ("nbp", {"backbone.prefix_words": True}, r"prefix_words = True: expected False unless"),
         ("llamagen", {"plan.name": "scales"}, r"plan\.name = 'scales'.*no scales"),
         ("llamagen", {"plan.name": "spiral"}, r"plan\.name = 'spiral': expected raster"),
         ("arpg", {"context.layout": "interleaved"}, r"backbone\.name = 'cross_decoder'"),
@@ -326,7 +334,7 @@ def test_parts_that_do_not_fit_are_refused(name, change, message):
 
 def test_schedules_of_the_papers():
     def sizes(schedule, steps, tokens=256):
-        return plans.scheduled(plans.PlanConfig("random", 0, steps, schedule, False), tokens)
+        return plans.scheduled(plans.PlanConfig("random", 0, steps, schedule, False, 0), tokens)
 
     arccos, cosine, randar = sizes("arccos", 64), sizes("cosine", 64), sizes("randar", 88)
     assert all(sum(s) == 256 for s in (arccos, cosine, randar))

@@ -16,13 +16,14 @@ def planned(name, grid, scales=(), **options):
     return plans.make(config, TokenSpec(grid, 8, 2, scales=scales))
 
 
-DEFAULTS = {"block": 0, "steps": 0, "schedule": "", "lead": False}
+DEFAULTS = {"block": 0, "steps": 0, "schedule": "", "lead": False, "given": 0}
 PLANS = {
     "raster_1d": planned("raster", (16,)),
     "raster_2d": planned("raster", (4, 5)),
     "scales": planned("scales", (14,), scales=(1, 2, 3)),
     "rows": planned("rows", (3, 4)),
     "frames": planned("frames", (2, 2, 3)),
+    "given": planned("rows", (3, 4), given=1),
     "lead": planned("blocks", (2, 4), block=2, lead=True),
     "cells": planned("cells", (4, 4), block=2),
     "subsamples": planned("subsamples", (4, 4), block=2),
@@ -42,7 +43,7 @@ def _plan(request):
 def test_invariants(plan):
     assert sorted(plan.order) == list(range(plan.length))
     assert sum(plan.sizes) == plan.length
-    assert plan.calls == len(plan.sizes)
+    assert plan.calls == len(plan.sizes) - plan.given
     for padding, parts in (("none", 1), ("bucket", 1), ("bucket", 4), ("all", 1)):
         groups = runs(plan, Step(print, padding, parts=parts), 0)
         steps = [at for group in groups for at in group]
@@ -91,6 +92,13 @@ def test_runs_group_equal_steps():
 def test_given_tokens_come_before_the_first_step():
     steps = [at for g in runs(PLANS["blocks"], Step(print), 5) for at in g]
     assert [(at.first, at.count, at.before) for at in steps] == [(5, 3, 6), (8, 4, 3)]
+    assert PLANS["given"].known == 4
+    assert (PLANS["given"].prefix(9).sizes, PLANS["given"].prefix(9).given) == ((4, 4, 1), 1)
+    assert (PLANS["given"].giving(2).known, PLANS["given"].giving(0).known) == (8, 4)
+    with pytest.raises(ConfigError, match=r"sample\.tokens = 4: expected 5 \.\. 12"):
+        PLANS["given"].prefix(4)
+    with pytest.raises(ConfigError, match=r"sample\.given = 3: expected 0, or 1 \.\. 2 steps"):
+        PLANS["given"].giving(3)
 
 
 def test_cells_and_subsamples_cover_the_grid():

@@ -34,12 +34,18 @@ def _row(values, like: Array) -> Array:
     return jnp.asarray(values, like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-def bound(z: Float[Array, "*n C"], levels: tuple[int, ...]) -> Float[Array, "*n C"]:
-    """tanh(z + s) h - o: maps each channel into its levels, so that rounding hits each of them."""
+def bound(
+    z: Float[Array, "*n C"], levels: tuple[int, ...], printed: bool = False
+) -> Float[Array, "*n C"]:
+    """tanh(z + s) h - o: maps each channel into its levels, so that rounding hits each of them.
+
+    `printed` takes the paper's appendix to the letter: h is a little short of the outermost levels,
+    not beyond them, and s is a tangent, about the inverse of tanh that centres an even range.
+    """
     size = np.asarray(levels, np.float64)
-    half = (size - 1) * (1 + 1e-3) / 2
+    half = (size - 1) * (1 + (-1e-3 if printed else 1e-3)) / 2
     offset = np.where(size % 2 == 0, 0.5, 0.0)
-    shift = np.arctanh(offset / half)
+    shift = (np.tan if printed else np.arctanh)(offset / half)
     return jnp.tanh(z + _row(shift, z)) * _row(half, z) - _row(offset, z)
 
 
@@ -59,18 +65,19 @@ def ids_to_values(ids: Int[Array, "*n"], levels: tuple[int, ...]) -> Float[Array
 
 
 def quantize(
-    z: Float[Array, "*n C"], levels: tuple[int, ...]
+    z: Float[Array, "*n C"], levels: tuple[int, ...], printed: bool = False
 ) -> tuple[Float[Array, "*n C"], Int[Array, "*n"], dict]:
     """Rounds z with a straight-through gradient (that of the bounding tanh).
 
     Args:
       z: encoder output; the last axis has one channel per level.
       levels: number of values of each channel.
+      printed: see `bound`.
 
     Returns:
       z_q float32 in [-1, 1], ids int32, no auxiliary losses ({}).
     """
-    bounded = bound(z.astype(jnp.float32), levels)
+    bounded = bound(z.astype(jnp.float32), levels, printed)
     rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
     values = rounded / _row(np.asarray(levels) // 2, rounded)
     return values, values_to_ids(jax.lax.stop_gradient(values), levels), {}

@@ -4,8 +4,9 @@
     input     s   m1 | a   b | c   d          attention is block-causal
 
 The first step has no step before: its slots hold the start vector and fillers m1, m2, ... After a
-lead of single tokens the fillers come in once more, [b, m1] -> [c, d] (the hybrid of NBP). With
-blocks of one token this is `shift`. (Ren et al., "Next Block Prediction: Video Generation via
+lead of single tokens the fillers come in once more, [b, m1] -> [c, d] (the hybrid of NBP). A first
+step that is given has no slots at all (the pure NBP, which continues a video). With blocks of one
+token this is `shift`. (Ren et al., "Next Block Prediction: Video Generation via
 Semi-Autoregressive Modeling", 2025.)
 """
 
@@ -34,8 +35,9 @@ class Block(Shift):
               f"upsample, query or mask, as step sizes differ (sizes {sizes[:8]} ...)")  # fmt: skip
 
     def needs(self, plan: Plan) -> Needs:
-        """One slot per token, one filler for every place of a block but the first."""
-        return Needs(plan.length, True, False, max(plan.sizes) - 1, 0, False)
+        """As shift, and a filler for every place of a block but the first, unless it is given."""
+        fillers = 0 if plan.given else max(plan.sizes) - 1
+        return dataclasses.replace(super().needs(plan), fillers=fillers)
 
     def source(self, plan: Plan) -> Int[np.ndarray, "N"]:
         """Token j of the step before, filler j where there is none, start at the very first."""

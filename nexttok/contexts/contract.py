@@ -34,7 +34,7 @@ class Lesson:
     Attributes:
       slots: input.
       outputs: (first, stride) of the N slots whose hidden states predict, in the order of target.
-      target: true tokens, ids [B, N] or values [B, N, C].
+      target: true tokens, ids [B, N] or values [B, N, C]; N leaves out what the plan gives.
       weight: of every token's loss [B, N], mean 1; None for equal weights.
     """
 

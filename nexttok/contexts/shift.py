@@ -24,6 +24,7 @@ class Shift:
     """`config.generator.context` of name shift."""
 
     likelihood = True
+    continues = True  # it can go on from given steps
 
     def validate(self, plan: Plan) -> None:
         """Raises ConfigError unless every step of the plan predicts one token."""
@@ -33,13 +34,13 @@ class Shift:
         check(one, "generator.context.name", "shift", allowed)
 
     def needs(self, plan: Plan) -> Needs:
-        """One slot per token."""
-        return Needs(plan.length, True, False, 0, 0, False)
+        """One slot per token, but none for a first step that is given."""
+        return Needs(plan.length - aligned.skipped(plan), not plan.given, False, 0, 0, False)
 
     def cache_slots(self, plan: Plan, given: int) -> int:
         """Key-value slots of a generation, without the class prefix."""
         del given
-        return plan.length
+        return plan.length - aligned.skipped(plan)
 
     def source(self, plan: Plan) -> Int[np.ndarray, "N"]:
         """start, token 0, token 1, ..."""

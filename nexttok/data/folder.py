@@ -1,4 +1,5 @@
-"""Users' own images: <path>/<class>/*.png, or <path>/{train,test}/<class>/*.png.
+"""Users' own images: <path>/<class>/*.png, or <path>/{train,test}/<class>/*.png; of animated
+pictures (GIF, WebP, PNG, TIFF), clips.
 
 Without a test folder a tenth of the files, chosen by the hash of their names, is held out.
 Unreadable files are named, skipped and counted. Files are ordered by the same hash, so that the
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 
 from nexttok.config import check
 from nexttok.data.source import DataConfig, DataInfo, MissingData
-from nexttok.data.transforms import to_channels, to_float
+from nexttok.data.transforms import fit, to_channels, to_float
 
 log = logging.getLogger("nexttok")
 
@@ -36,9 +37,32 @@ def read(path: pathlib.Path, channels: int) -> np.ndarray:
         return to_channels(to_float(np.asarray(image)), channels)
 
 
-def _problem(path: pathlib.Path) -> str:
+def read_clip(path: pathlib.Path, cfg: DataConfig) -> np.ndarray:
+    """The middle `cfg.frames` frames of an animated picture, [T, H, W, C] at the resolution.
+
+    Raises:
+      ValueError: fewer frames; OSError and others: see UNREADABLE.
+    """
+    with Image.open(path) as image:
+        count = getattr(image, "n_frames", 1)
+        if count < cfg.frames:
+            raise ValueError(f"{count} frames, fewer than data.frames = {cfg.frames}")
+        first, clip = (count - cfg.frames) // 2, []
+        for i in range(count):  # a frame may hold only what differs from the one before
+            image.seek(i)
+            if first <= i < first + cfg.frames:
+                frame = to_channels(to_float(np.asarray(image.convert("RGB"))), cfg.channels)
+                clip.append(fit(frame, cfg.resolution))
+    return np.stack(clip)
+
+
+def _example(path: pathlib.Path, cfg: DataConfig) -> np.ndarray:
+    return read_clip(path, cfg) if cfg.frames else read(path, cfg.channels)
+
+
+def _problem(path: pathlib.Path, cfg: DataConfig) -> str:
     try:
-        read(path, 3)
+        _example(path, cfg)
     except UNREADABLE as error:
         return f"{path}: {error}"
     return ""
@@ -86,7 +110,7 @@ class Folder:
             held = split == "test"
             files = [f for f in _listed(top, classes) if (f[0] % 10 == 0) == held]
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            problems = list(pool.map(_problem, [path for _, path, _ in files]))
+            problems = list(pool.map(lambda file: _problem(file[1], cfg), files))
         for problem in filter(None, problems):
             log.warning("unreadable image skipped: %s", problem)
         pairs = zip(files, problems, strict=True)
@@ -99,7 +123,7 @@ class Folder:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         path, label = self.files[index]
-        return {"image": read(path, self.cfg.channels), "label": np.int32(label)}
+        return {"image": _example(path, self.cfg), "label": np.int32(label)}
 
 
 def make(cfg: DataConfig, argument: str, split: str, seed: int) -> Folder:

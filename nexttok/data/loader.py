@@ -95,10 +95,11 @@ def _opened(cfg, split, seed):
     check(cfg.workers >= 0, "data.workers", cfg.workers, "at least 0")
     check(cfg.prefetch >= 1, "data.prefetch", cfg.prefetch, "at least 1")
     # Captions, attributes and maps of a scene would not follow an augmented image.
-    fits = name != "shapes" or cfg.augment == "none"
-    check(fits, "data.augment", cfg.augment, "none when data.source = shapes")
-    video = cfg.frames == 0 or (cfg.frames > 0 and name == "shapes")
-    check(video, "data.frames", cfg.frames, "0, or the length of a clip of data.source = shapes")
+    fits = cfg.augment == "none" or (name != "shapes" and not cfg.frames)
+    check(fits, "data.augment", cfg.augment, "none when data.source = shapes, and for videos")
+    video = cfg.frames == 0 or (cfg.frames > 0 and name in ("shapes", "folder"))
+    allowed = "0, or the length of a clip of data.source = shapes | folder:<path>"
+    check(video, "data.frames", cfg.frames, allowed)
     source = importlib.import_module(f"nexttok.data.{name}").make(cfg, argument, split, seed)
     classes = len(source.info.class_names)
     check(cfg.num_classes == classes, "data.num_classes", cfg.num_classes,

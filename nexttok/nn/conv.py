@@ -99,9 +99,10 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalization from channel sums, float32 statistics, eps 1e-6."""
+    """Group normalization from channel sums, float32 statistics."""
 
     groups: int
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -116,7 +117,7 @@ class GroupNorm(nn.Module):
 
         mean = grouped(wide.mean((1, 2)))
         spread = grouped(jnp.square(wide - mean[:, None, None]).mean((1, 2)))
-        gain = jax.lax.rsqrt(spread + 1e-6) * scale[None]
+        gain = jax.lax.rsqrt(spread + self.eps) * scale[None]
         shift = bias[None] - mean * gain
         return (wide * gain[:, None, None] + shift[:, None, None]).astype(x.dtype)
 

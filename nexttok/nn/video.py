@@ -97,6 +97,14 @@ class Conv3D(nn.Module):
         return y.reshape(*stacked.shape[:2], *y.shape[1:])
 
 
+def unfold(y: Float[Array, "B t h w CD"], cell: tuple[int, ...]) -> Float[Array, "B T H W D"]:
+    """Every position becomes a cell (frames, rows, columns): channels hold it in this order."""
+    features = y.shape[-1] // math.prod(cell)
+    sizes = [n * s for n, s in zip(y.shape[1:4], cell, strict=True)]
+    y = y.reshape(*y.shape[:4], *cell, features).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return y.reshape(len(y), *sizes, features)
+
+
 class Expand(nn.Module):
     """Upsampling by a convolution that computes every position of a latent's cell at once."""
 
@@ -109,9 +117,7 @@ class Expand(nn.Module):
         time, space = self.stride
         cell = (time, space, space)
         y = Conv3D(self.features * math.prod(cell), dtype=self.dtype, name="conv")(x)
-        y = y.reshape(*x.shape[:4], *cell, self.features).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        sizes = [n * s for n, s in zip(x.shape[1:4], cell, strict=True)]
-        return y.reshape(len(x), *sizes, self.features)
+        return unfold(y, cell)
 
 
 class Normed(nn.Module):

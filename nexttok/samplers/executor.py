@@ -34,7 +34,8 @@ def generate(
       rng: key; step k uses fold(rng, first slot of step k), so a prefix of the steps generates a
         prefix of the tokens.
       order: order per sample; None for the plan's.
-      given: how many tokens of the order are known beforehand, as `blank` has them.
+      given: how many tokens of the order are known beforehand, as `blank` has them; those of the
+        plan's given steps always are.
 
     Returns:
       Tokens [B, N, ...] by index, and stats {"steps": number of steps}.
@@ -42,7 +43,7 @@ def generate(
     batch, n = blank.shape[:2]
     if order is None:
         order = jnp.broadcast_to(jnp.asarray(plan.order)[None], (batch, n))
-    groups = runs(plan, step, given)
+    groups = runs(plan, step, max(given, plan.known))
     room = max((group[0].size for group in groups), default=0)
     tokens = _take(blank, order)
     # steps write `size` tokens, padding included: what is beyond is overwritten by the next step

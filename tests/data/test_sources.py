@@ -188,6 +188,27 @@ def test_folder_with_a_train_folder_only_holds_out_a_tenth_in_mixed_order(tmp_pa
     assert train[0]["image"].shape == (16, 16, 3)
 
 
+def test_folder_of_animated_pictures_is_a_folder_of_clips(tmp_path, caplog):
+    for split in ("train", "test"):
+        (tmp_path / split / "wave").mkdir(parents=True)
+    for name, count in (("long", 9), ("short", 3)):
+        frames = [Image.new("RGB", (24, 16), (20 * i, 0, 0)) for i in range(count)]
+        path = tmp_path / "train" / "wave" / f"{name}.png"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    cfg = dataclasses.replace(RGB, source=f"folder:{tmp_path}", num_classes=1, frames=5)
+    clips = load_source(cfg, "train", 0)
+    assert len(clips) == 1
+    assert "3 frames, fewer than data.frames = 5" in clips.info.problems[0]
+    clip = next(make_loader(cfg, "train", 2, 0))["image"]
+    assert clip.shape == (2, 5, 16, 16, 3)
+    red = (clip[0, :, 0, 0, 0] + 1) * 127.5
+    np.testing.assert_allclose(red, [40, 60, 80, 100, 120], atol=1e-3)  # the middle five
+    with pytest.raises(ConfigError, match=r"data\.augment = 'crop_flip': expected none"):
+        load_source(dataclasses.replace(cfg, augment="crop_flip"), "train", 0)
+    with pytest.raises(ConfigError, match=r"data\.frames = 5: .*shapes \| folder:<path>"):
+        load_source(dataclasses.replace(cfg, source="photos"), "train", 0)
+
+
 def test_folder_turns_photographs_upright_and_refuses_deep_ones(tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     sideways = np.zeros((16, 16, 3), np.uint8)

@@ -54,7 +54,8 @@ class BackboneConfig:
       bias, key_bias, mlp_bias, init, depth_scaled, adaln_gain, adaln_shared: likewise.
       positions: how slots know their place: learned (by slot) and/or rope (by grid place).
       condition: how the class enters: added to the start vector, as prefix slots, through adaLN.
-      prefix: number of class slots in front.
+      prefix: number of class slots in front; prefix_words: a class has a vector for each of them,
+        as the words of its name would (else one vector fills them all).
       start_vector: the START slot has a vector of its own (else it is the class alone).
       null_class: an extra class row stands for no class (else no class adds nothing).
       rotate_query: QUERY slots are one vector rotated to their place (RandAR).
@@ -91,6 +92,7 @@ class BackboneConfig:
     positions: tuple[str, ...]
     condition: tuple[str, ...]
     prefix: int
+    prefix_words: bool
     start_vector: bool
     null_class: bool
     rotate_query: bool
@@ -135,6 +137,8 @@ class BackboneConfig:
         each_of("dropout_on", PLACES)
         check(("prefix" in self.condition) == (self.prefix > 0), f"{here}.prefix", self.prefix,
               "at least 1 exactly when condition has 'prefix'")  # fmt: skip
+        alone = not self.prefix_words or tuple(self.condition) == ("prefix",)
+        check(alone, f"{here}.prefix_words", self.prefix_words, "False unless condition is prefix")
         check(len(self.adaln_gain) == 2, f"{here}.adaln_gain", self.adaln_gain, "two numbers")
         for name in ("dropout", "drop_path"):
             rate = getattr(self, name)

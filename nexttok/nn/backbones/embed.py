@@ -45,7 +45,8 @@ class Embed(nn.Module):
     ) -> tuple[Float[Array, "B S D"], Float[Array, "B D"], Array | None, Array | None]:
         """Vectors of the slots; class vectors; condition [B, D] or [B, G, E] of adaLN; rotary."""
         c, batch = self.config, slots.content.shape[0]
-        classes = self._classes(label)
+        words = self._classes(label)
+        classes = words[:, 0]
         x = self._tokens(slots)
         if not c.concat_mask and self.inputs.query and not self.hidden_queries:
             x = self._place(x, slots, QUERY, self._queries(slots))
@@ -58,7 +59,8 @@ class Embed(nn.Module):
             start = jnp.broadcast_to(start, (batch, c.width))
             x = self._place(x, slots, START, start[:, None])
         if c.prefix:
-            x = self._place(x, slots, CLASS, classes[:, None])
+            last = words.shape[1] - 1
+            x = self._place(x, slots, CLASS, words[:, jnp.minimum(slots.index, last)])
         if self.inputs.fillers:
             table = self._table("fillers", self.inputs.fillers)
             at = jnp.maximum(slots.kind - FILL, 0)
@@ -96,14 +98,17 @@ class Embed(nn.Module):
         return jnp.where(self._where(slots, slots.kind == kind), vectors, x)
 
     def _classes(self, label):
-        if not self.inputs.classes:
-            return jnp.zeros((label.shape[0], self.config.width), self.dtype)
-        count = self.inputs.classes
-        table = self._table("class_embedding", count + self.config.null_class)
-        if self.config.null_class:
+        """Vectors of the class [B, P, D]: one, or one for every prefix slot."""
+        c, count = self.config, self.inputs.classes
+        words = c.prefix if c.prefix_words else 1
+        if not count or not c.condition:
+            return jnp.zeros((label.shape[0], 1, c.width), self.dtype)
+        table = self._table("class_embedding", (count + c.null_class) * words)
+        table = table.reshape(-1, words, c.width)
+        if c.null_class:
             return jnp.take(table, jnp.where(label < 0, count, label), axis=0)
         known = jnp.take(table, jnp.maximum(label, 0), axis=0)
-        return jnp.where(label[:, None] >= 0, known, jnp.zeros_like(known))
+        return jnp.where(label[:, None, None] >= 0, known, jnp.zeros_like(known))
 
     def _tokens(self, slots):
         c = self.config
