@@ -72,7 +72,7 @@ class Models:
 
     @functools.cached_property
     def sample(self):
-        """(labels [B], key) -> tokens [B, n, ...], `config.sample.tokens` of them (all, when 0)."""
+        """(labels [B], key) -> (tokens [B, n, ...], stats); n is `config.sample.tokens`, or N."""
         sample = sampling.sampler(self.experiment)
 
         def run(label, key):
@@ -110,6 +110,19 @@ def batched(fn, size: int, *arrays: np.ndarray, key: Any = None) -> np.ndarray:
         extra = () if key is None else (stream(key, i),)
         outs.append(np.asarray(fn(*part, *extra))[: size - short])
     return np.concatenate(outs)
+
+
+def drawn(models: Models, labels: np.ndarray, size: int, key: Any) -> tuple[np.ndarray, dict]:
+    """Tokens of every label in batches of `size`, and the executor's stats of one batch."""
+    stats = {}
+
+    def draw(label, key):
+        tokens, found = models.sample(label, key)
+        stats.update(found)
+        return tokens
+
+    tokens = batched(draw, size, labels, key=key)
+    return tokens, {name: int(value) for name, value in stats.items()}
 
 
 def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]:
@@ -192,15 +205,15 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     exp = models.experiment
     count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
     labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
-    ids = batched(models.sample, size, labels, key=stream(key, "ids"))
+    ids, stats = drawn(models, labels, size, stream(key, "ids"))
     made = ids.shape[1]
     real = classifier.features(strip(test["image"]))
-    rows, drawn = [], {}
+    rows, images = [], {}
     for length in [n for n in models.lengths if n < made] + [made]:
         out = batched(
             lambda i, k, n=length: models.decode(i, n, k), size, ids, key=stream(key, length)
         )
-        drawn[length] = out
+        images[length] = out
         shown = strip(out)
         row = {
             "tokens": length,
@@ -213,11 +226,11 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     results = {
         "count": count,
         "prefixes": rows,
-        "memorization": memorization(strip(drawn[made]), reference),
+        "memorization": memorization(strip(images[made]), reference),
         "classifier_accuracy": float(classifier.accuracy),
-        "network_calls": exp.generator.network_calls(sampling.sampled_plan(exp)),
+        "network_calls": stats["network_calls"],
     }
-    return results, {"labels": labels, "images": drawn}
+    return results, {"labels": labels, "images": images}
 
 
 def speed(models: Models, key) -> dict:
@@ -226,7 +239,7 @@ def speed(models: Models, key) -> dict:
     size = min(exp.eval.batch_size, exp.eval.samples)
     labels = (np.arange(size) % exp.data.num_classes).astype(np.int32)
     start = time.perf_counter()
-    tokens = models.sample(labels, key)
+    tokens, _ = models.sample(labels, key)
     jax.block_until_ready(models.decode(tokens, tokens.shape[1], key))
     seconds = time.perf_counter() - start
     return {

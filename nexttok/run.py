@@ -269,7 +269,7 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     labels = (np.arange(count) % exp.data.num_classes).astype(np.int32)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")
     size = min(exp.eval.batch_size, count)
-    tokens = evaluate.batched(models.sample, size, labels, key=stream(key, "ids"))
+    tokens, _ = evaluate.drawn(models, labels, size, stream(key, "ids"))
     made = tokens.shape[1]
     images = {
         n: evaluate.batched(
