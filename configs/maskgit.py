@@ -24,7 +24,7 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizers.vqgan()
     config.generator = generator()
     common.digits(config)
-    config.sample.guidance = 1.0
+    config.sample.update(guidance=1.0, confidence=4.5)
     if variant == "tiny":
         common.tiny(config)
     elif variant.startswith("imagenet"):

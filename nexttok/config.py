@@ -22,6 +22,22 @@ def check(condition: bool, field: str, value: object, allowed: str) -> None:
         raise ConfigError(f"config.{field} = {value!r}: expected {allowed}")
 
 
+def check_unread(section: object, off: dict, read: tuple[str, ...], where: str, by: str) -> None:
+    """Raises ConfigError for an option that is on although nothing reads it.
+
+    Args:
+      section: holds the options as attributes.
+      off: name of an option -> the value that does nothing.
+      read: names of the options that are read.
+      where: dotted path used in messages.
+      by: what does not read the others, for example "plan raster".
+    """
+    for key, value in off.items():
+        found = getattr(section, key)
+        check(key in read or found == value, f"{where}.{key}", found,
+              f"{value!r}, as {by} does not read it")  # fmt: skip
+
+
 def check_keys(section: ConfigDict, allowed, where: str) -> None:
     """Raises ConfigError when `section` (at config.<where>) lacks a key or has one too many."""
     prefix = f"config.{where}" if where else "config"

@@ -61,7 +61,7 @@ def edit(models: evaluate.Models, workdir: str) -> None:
     key = stream(jax.random.key(exp.config.seed), "editing")
     size = min(exp.eval.batch_size, len(labels))
     drawn = evaluate.batched(
-        lambda label, kept, k: sample(models.params, label, k, kept), size, labels, given,
+        lambda label, kept, k: sample(models.params, label, k, kept)[0], size, labels, given,
         key=stream(key, "ids"),
     )  # fmt: skip
     images = evaluate.batched(

@@ -77,7 +77,7 @@ class Models:
 
     @functools.cached_property
     def sample_from(self):
-        """(labels [B], tokens [B, N, ...], key) -> tokens [B, n, ...]: see `openings`.
+        """(labels [B], tokens [B, N, ...], key) -> (tokens [B, n, ...], stats): see `openings`.
 
         n is `config.sample.tokens`, or all of them when it is 0.
         """
@@ -86,7 +86,7 @@ class Models:
 
     @functools.cached_property
     def sample(self):
-        """(labels [B], key) -> tokens [B, n, ...], of a plan that gives no steps."""
+        """(labels [B], key) -> (tokens [B, n, ...], stats), of a plan that gives no steps."""
         exp = self.experiment
         given = exp.generator.plan.given
         check(not given, "generator.plan.given", given, "0 where nothing is known beforehand")
@@ -131,6 +131,24 @@ def batched(fn, size: int, *arrays: np.ndarray, key: Any = None) -> np.ndarray:
         extra = () if key is None else (stream(key, i),)
         outs.append(np.asarray(fn(*part, *extra))[: rows.stop - rows.start])
     return np.concatenate(outs)
+
+
+def drawn(
+    models: Models, labels: np.ndarray, given: np.ndarray, size: int, key: Any
+) -> tuple[np.ndarray, dict]:
+    """Tokens of every label in batches of `size`, and the executor's stats of one batch.
+
+    `given` holds what samples start from (see `openings`).
+    """
+    stats = {}
+
+    def draw(label, opening, key):
+        tokens, found = models.sample_from(label, opening, key)
+        stats.update(found)
+        return tokens
+
+    tokens = batched(draw, size, labels, given, key=key)
+    return tokens, {name: int(value) for name, value in stats.items()}
 
 
 def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]:
@@ -244,10 +262,10 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     labels, classes = balanced(count, exp.data.num_classes), exp.data.num_classes
     shown = (labels < SHOWN_CLASSES) & (np.arange(count) < exp.sample.per_class * classes)
     given = openings(models, test, labels)
-    ids = batched(models.sample_from, size, labels, given, key=stream(key, "ids"))
+    ids, stats = drawn(models, labels, given, size, stream(key, "ids"))
     made = ids.shape[1]
     real = classifier.features(strip(test["image"]))
-    table, drawn, first = [], {}, []
+    table, images, first = [], {}, []
     for length in [n for n in models.lengths if n < made] + [made]:
         features, guesses, kept = [], [], []
         for i, rows, (part,) in padded(size, ids):
@@ -259,7 +277,7 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
             guesses.append(classifier.predict(out))
             if length == made and rows.start < COMPARED:
                 first.append(out)
-        drawn[length] = np.concatenate(kept)
+        images[length] = np.concatenate(kept)
         distance = frechet.frechet_distance(np.concatenate(features), real)
         row = {"tokens": length, "frechet_distance": float(distance)}
         if classes > 1:
@@ -270,9 +288,9 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
         "prefixes": table,
         "memorization": memorization(np.concatenate(first), train_images(exp, COMPARED)),
         "classifier_accuracy": float(classifier.accuracy),
-        "network_calls": exp.generator.network_calls(sampling.sampled_plan(exp)),
+        "network_calls": stats["network_calls"],
     }
-    return results, {"labels": labels[shown], "images": drawn}
+    return results, {"labels": labels[shown], "images": images}
 
 
 def speed(models: Models, test: dict[str, np.ndarray], key) -> dict:
@@ -282,7 +300,7 @@ def speed(models: Models, test: dict[str, np.ndarray], key) -> dict:
     labels = balanced(size, exp.data.num_classes)
     given = openings(models, test, labels)
     start = time.perf_counter()
-    tokens = models.sample_from(labels, given, key)
+    tokens, _ = models.sample_from(labels, given, key)
     jax.block_until_ready(models.decode(tokens, tokens.shape[1], key))
     seconds = time.perf_counter() - start
     return {

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nexttok import generator, tokenizers
-from nexttok.config import ConfigError, build, check, check_keys
+from nexttok import generator, plans, tokenizers
+from nexttok.config import ConfigError, build, check, check_keys, check_unread
 from nexttok.data.loader import DataConfig
 from nexttok.heads.draw import Draw
 from nexttok.mesh import MeshConfig
@@ -22,6 +22,8 @@ SECTIONS = (
     "train", "features", "latent", "tokenizer", "generator", "sample", "eval",
 )  # fmt: skip
 STAGES = ("latent", "tokenizer", "generator")
+# options of `config.sample` that only some plans and heads read, and what turns them off
+SAMPLE_OFF = {"steps": 0, "confidence": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Experiment:
       train: stage name -> its training section, in the order of training.
       latent: autoencoder under the tokenizer, or None; features: alignment provider, or None.
       tokenizer: the tokenizer; generator: the generator of its tokens, or None without that stage.
+      plan: of sampling, where there is a generator.
     """
 
     config: ConfigDict
@@ -107,6 +110,7 @@ class Experiment:
     features: Any
     tokenizer: Any
     generator: generator.Generator | None
+    plan: plans.Plan | None
     sample: SampleConfig
     eval: EvalConfig
 
@@ -153,15 +157,11 @@ def resolve(config: ConfigDict) -> Experiment:
     fits = fits and len(set(sample.classes)) == len(sample.classes)
     allowed = f"different classes among 0 .. {data.num_classes - 1}, () for all"
     check(fits, "sample.classes", sample.classes, allowed)
-    gen = None
+    gen, plan = None, None
     if "generator" in stages:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
-        check(sample.tokens <= gen.spec.length, "sample.tokens", sample.tokens,
-              f"0 .. {gen.spec.length}")  # fmt: skip
-        gen.plan.giving(sample.given).prefix(sample.tokens or gen.spec.length)
-        unguided = sample.strength.off or gen.class_dropout > 0
-        check(unguided, "sample.guidance", sample.guidance,
-              "1, as nothing is trained without a class (generator.class_dropout = 0)")  # fmt: skip
+        check_sampling(sample, gen, config.generator.plan.name, config.generator.head.name)
+        plan = sampled_plan(sample, gen)
     return Experiment(
         config=config,
         data=data,
@@ -171,9 +171,35 @@ def resolve(config: ConfigDict) -> Experiment:
         features=features,
         tokenizer=tokenizer,
         generator=gen,
+        plan=plan,
         sample=sample,
         eval=build(EvalConfig, config.eval, "eval"),
     )
+
+
+def check_sampling(sample: SampleConfig, gen: generator.Generator, plan: str, head: str) -> None:
+    """Raises ConfigError for an option of `config.sample` that the generator cannot follow."""
+    read, by = plans.reads(plan) + gen.head.reads, f"plan {plan} with head {head}"
+    check_unread(sample, SAMPLE_OFF, read, "sample", by)
+    spec, n = gen.spec, gen.spec.length
+    lengths = range(n + 1) if spec.nested and not spec.scales else (0, *spec.prefixes)
+    allowed = f"0 .. {n}" if isinstance(lengths, range) else " | ".join(map(str, lengths))
+    check(sample.tokens in lengths, "sample.tokens", sample.tokens,
+          f"{allowed}, as only such prefixes of these tokens decode (0 for all)")  # fmt: skip
+    check(
+        sample.steps <= n, "sample.steps", sample.steps, f"0 .. {n} tokens (0 for the plan's own)"
+    )
+    unguided = sample.strength.off or gen.class_dropout > 0
+    check(unguided, "sample.guidance", sample.guidance,
+          "1, as nothing is trained without a class (generator.class_dropout = 0)")  # fmt: skip
+
+
+def sampled_plan(sample: SampleConfig, gen: generator.Generator) -> plans.Plan:
+    """The plan of `config.sample`: in `steps` steps, `given` of them, of the first `tokens`."""
+    plan = gen.plan
+    if sample.steps:
+        plan = plans.make(dataclasses.replace(plan.config, steps=sample.steps), gen.spec)
+    return plan.giving(sample.given).prefix(sample.tokens or gen.spec.length)
 
 
 def image_shape(data: DataConfig) -> tuple[int, ...]:

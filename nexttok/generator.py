@@ -56,14 +56,14 @@ class Generator:
     def __post_init__(self):
         rate = self.class_dropout
         check(0 <= rate < 1, "generator.class_dropout", rate, "at least 0 and below 1")
-        self.context.validate(self.plan)
+        self._check_context()
         noised = self.context.needs(self.plan).noised
         name = type(self.head).__name__.lower()
         check(noised == (name == "flow"), "generator.head.name", name,
               "flow with context noise, another head with any other context")  # fmt: skip
         surest = self.plan.kind == "confidence" and name == "diffusion"
         check(not surest, "generator.head.name", name,
-              "categorical or gmm, as a plan by confidence needs probabilities")  # fmt: skip
+              "gmm, as a plan by confidence needs probabilities")  # fmt: skip
         separate = getattr(self.context, "layout", "") == "separate"
         cross = self.kind.__name__.endswith("cross_decoder")
         check(separate == cross, "generator.backbone.name", self.kind.__name__.split(".")[-1],
@@ -76,6 +76,16 @@ class Generator:
               "prefix, adaln or none, as no slot is the start")  # fmt: skip
         if "rope" in self.backbone.positions:
             self.backbone.rotary(self.inputs)
+
+    def _check_context(self):
+        """Raises ConfigError unless the context can serve the plan, the tokens and the backbone."""
+        name = type(self.context).__name__.lower()
+        reasons = {n: _module(contexts, n).refusal(self.plan, self.spec) for n in names(contexts)}
+        fitting = " | ".join(n for n, reason in reasons.items() if not reason) or "another plan"
+        check(not reasons[name], "generator.context.name", name, f"{fitting}, as {reasons[name]}")
+        prefix = self.backbone.prefix
+        check(not prefix or self.context.takes_prefix, "generator.backbone.prefix", prefix,
+              f"0 with context {name}")  # fmt: skip
 
     @functools.cached_property
     def inputs(self) -> Inputs:
@@ -104,10 +114,6 @@ class Generator:
     def has_likelihood(self) -> bool:
         """The loss is an exact negative log-likelihood (of one order, where orders are random)."""
         return self.context.likelihood and getattr(self.head, "likelihood", False)
-
-    def network_calls(self, plan: plans.Plan) -> int:
-        """Backbone calls of a generation: one per step, times solver steps where it is a flow."""
-        return plan.calls * (self.head.steps if self.inputs.noised else 1)
 
     @property
     def teaching(self) -> plans.Plan:
@@ -258,14 +264,21 @@ class Generator:
             return guidance.cfg(cond, self.head.velocity(weights, other), scale(at))
 
         calls = Calls(
-            net, sample, velocity, getattr(self.head, "integrate", None), confidence, advance
-        )
+            net, sample, velocity, getattr(self.head, "integrate", None),
+            self.head.steps if self.inputs.noised else 1, confidence, advance,
+        )  # fmt: skip
         return self.context.step(plan, calls, self.backbone.prefix)
 
 
 def _ordered(x, order):
     order = jnp.broadcast_to(order, (x.shape[0], order.shape[1]))
     return jnp.take_along_axis(x, order if x.ndim == 2 else order[..., None], axis=1)
+
+
+def names(package: ModuleType) -> list[str]:
+    """The components of a package: its files with a `make`."""
+    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return [n for n in found if hasattr(_module(package, n), "make")]
 
 
 def part(package: ModuleType, section, where: str) -> ModuleType:
@@ -275,9 +288,8 @@ def part(package: ModuleType, section, where: str) -> ModuleType:
       ConfigError: no such module.
     """
     check("name" in section, f"{where}.name", None, "the name of a component")
-    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
-    found = [n for n in names if hasattr(_module(package, n), "make")]
-    check(section.name in found, f"{where}.name", section.name, " | ".join(found))
+    check(section.name in names(package), f"{where}.name", section.name,
+          " | ".join(names(package)))  # fmt: skip
     return _module(package, section.name)
 
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from jaxtyping import Int
 
-from nexttok.config import check
+from nexttok.config import check, check_unread
 from nexttok.tokens import TokenSpec
 
 ORDERS = ("fixed", "random", "confidence")
@@ -19,7 +19,7 @@ ORDERS = ("fixed", "random", "confidence")
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """`config.generator.plan`.
+    """`config.generator.plan`; what a plan does not read (READS) must be off.
 
     Attributes:
       name: a function of this module.
@@ -297,20 +297,34 @@ SCHEDULES = {
     "randar": _randar,
 }
 
-EVERY = (raster, scales, rows, frames, blocks, cells, subsamples, whole, random, confidence)
-PLANS = {plan.__name__: plan for plan in EVERY}
-IN_BLOCKS = ("rows", "frames", "blocks")
+# Every plan, and the options of config.generator.plan and config.sample that it reads.
+READS = {
+    raster: (),
+    scales: (),
+    rows: ("lead", "given"),
+    frames: ("lead", "given"),
+    blocks: ("block", "lead", "given"),
+    cells: ("block",),
+    subsamples: ("block",),
+    whole: (),
+    random: ("steps", "schedule"),
+    confidence: ("steps", "schedule", "confidence"),
+}
+PLANS = {plan.__name__: plan for plan in READS}
+OFF = {"block": 0, "steps": 0, "schedule": "", "lead": False, "given": 0}
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """The options that the plan of a name reads."""
+    return READS[PLANS[name]]
 
 
 def make(config: PlanConfig, spec: TokenSpec) -> Plan:
     """The plan of a config section for the tokens of a tokenizer.
 
     Raises:
-      ConfigError: no such plan, or one that does not fit the tokens.
+      ConfigError: no such plan, one that does not fit the tokens, or an option it does not read.
     """
     check(config.name in PLANS, "generator.plan.name", config.name, " | ".join(PLANS))
-    for name in ("lead", "given"):
-        value, fits = getattr(config, name), config.name in IN_BLOCKS
-        allowed = f"{value * 0} with plan {config.name}; {' | '.join(IN_BLOCKS)} take more"
-        check(fits or not value, f"generator.plan.{name}", value, allowed)
+    check_unread(config, OFF, reads(config.name), "generator.plan", f"plan {config.name}")
     return PLANS[config.name](config, spec)

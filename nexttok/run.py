@@ -284,7 +284,7 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     given = evaluate.openings(models, test, labels)
     key = stream(jax.random.key(exp.config.seed), "sample_mode")
     size = min(exp.eval.batch_size, len(labels))
-    tokens = evaluate.batched(models.sample_from, size, labels, given, key=stream(key, "ids"))
+    tokens, _ = evaluate.drawn(models, labels, given, size, stream(key, "ids"))
     made = tokens.shape[1]
     images = {
         n: evaluate.batched(

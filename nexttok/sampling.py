@@ -7,27 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nexttok import plans
-from nexttok.config import build, check
+from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.samplers.executor import generate
 from nexttok.steps import random_order
 
 
-def sampled_plan(exp: Experiment) -> plans.Plan:
-    """The plan of `config.sample`: in `steps` steps, `given` of them, of the first `tokens`."""
-    config, spec = exp.config.generator.plan, exp.generator.spec
-    plan = exp.generator.plan
-    if exp.sample.steps:
-        section = config.copy_and_resolve_references()
-        section.steps = exp.sample.steps
-        plan = plans.make(build(plans.PlanConfig, section, "generator.plan"), spec)
-    return plan.giving(exp.sample.given).prefix(exp.sample.tokens or spec.length)
-
-
 def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
-    """A jitted (params, label [B], key, given [B, N, ...]) -> tokens [B, n, ...].
+    """A jitted (params, label [B], key, given [B, N, ...]) -> (tokens [B, n, ...], stats).
 
     Args:
       exp: the experiment; params are {tokenizer, generator}.
@@ -38,7 +26,7 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     Raises:
       ConfigError: known tokens with a context that cannot keep them.
     """
-    gen, cfg, plan = exp.generator, exp.sample, sampled_plan(exp)
+    gen, cfg, plan = exp.generator, exp.sample, exp.plan
     count = 0
     if known is not None:
         kept = "a model with plan random or confidence, or context upsample"
@@ -51,7 +39,7 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     scale = None if strength.off else lambda at: strength.scale(at, steps)
 
     @jax.jit
-    def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> Array:
+    def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         batch = len(label)
         state = gen.init_cache(batch * (1 if scale is None else 2), steps, count)
         advance = None
@@ -66,7 +54,7 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
             params["generator"], label, steps, cfg.draw, scale, cfg.confidence, advance,
             forced=None if known is None or count else (jnp.asarray(known), given),
         )  # fmt: skip
-        return generate(step, steps, given[:, : plan.length], state, key, order, count)[0]
+        return generate(step, steps, given[:, : plan.length], state, key, order, count)
 
     return sample
 

@@ -24,6 +24,7 @@ class At:
         slot and they come before everything).
       size, size_before: static bounds of count and before; what lies beyond is padding.
       known: static bound of first, the tokens that are known before.
+      steps: how many steps run, given tokens not counted.
     """
 
     index: Any
@@ -33,6 +34,7 @@ class At:
     size: int = flax.struct.field(pytree_node=False)
     size_before: int = flax.struct.field(pytree_node=False)
     known: int = flax.struct.field(pytree_node=False)
+    steps: int = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Step:
       reads_before: its shape depends on the size of the step before, too.
       alone_first: the first step has a shape of its own.
       parts: its shape depends on how many of so many parts of the tokens are known before it.
+      calls: network calls it makes.
     """
 
     run: Callable[..., tuple[Array, Array, Any]]
@@ -54,6 +57,7 @@ class Step:
     reads_before: bool = False
     alone_first: bool = False
     parts: int = 1
+    calls: int = 1
 
 
 def runs(plan: Plan, step: Step, given: int) -> list[list[At]]:
@@ -76,7 +80,7 @@ def runs(plan: Plan, step: Step, given: int) -> list[list[At]]:
             groups.append([])
             last = key
         groups[-1].append(tuple(int(v) for v in row))
-    return [[At(*row, *_bounds(group)) for row in group] for group in groups]
+    return [[At(*row, *_bounds(group), len(sizes)) for row in group] for group in groups]
 
 
 def _bounds(group):

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 
 from configs import common
 from nexttok import generator
+from nexttok.contexts.contract import Lesson
 from nexttok.tokens import Tokens, TokenSpec
 
+# at these sizes compiling costs more than running
+QUICK = {"xla_backend_optimization_level": 0}
 SMALL = dict(width=16, depth=2, head_dim=8, mlp_hidden=24, dropout=0.0)
 SECTION = common.section
 
@@ -54,6 +57,13 @@ def _xar(plan):
     )
 
 
+def _givt(plan, context, **options):
+    backbone = common.backbone(
+        **SMALL, norm_bias=False, mlp_bias=True, start_vector=False, null_class=True, **options
+    )
+    return _parts(plan, context, SECTION(name="gmm", mixtures=3, halved=True), backbone)
+
+
 MAKERS = {
     "flextok": lambda: (
         _parts(common.plan(), SECTION(name="shift"), common.categorical(),
@@ -93,7 +103,13 @@ MAKERS = {
                SECTION(name="diffusion", width=16, depth=2, repeats=2, steps=5),
                _two_stacks(condition=("prefix",), prefix=3, embed_norm="layer",
                            output_positions=True, bias=True, mlp_bias=True)), VALUES),
+    "givt": lambda: (_givt(common.plan(), SECTION(name="shift")), VALUES),
+    "givt_masked": lambda: (
+        _givt(common.plan("confidence", steps=4, schedule="cosine"), _mask(floor=0.3),
+              condition=("prefix",), prefix=1, concat_mask=True), VALUES),
     "xar": lambda: (_xar(common.plan("cells", block=2)), TokenSpec((4, 4), 0, 2)),
+    "xar_subsamples": lambda: (_xar(common.plan("subsamples", block=2)), TokenSpec((4, 4), 0, 2)),
+    "xar_whole": lambda: (_xar(common.plan("whole")), VALUES),
     "xar_scales": lambda: (_xar(common.plan("scales")), TokenSpec((21,), 0, 2, True, (1, 2, 4))),
 }  # fmt: skip
 
@@ -113,6 +129,20 @@ def params_of(name: str, seed: int = 0) -> dict:
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     drawn = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(tree, drawn)
+
+
+@functools.cache
+def _predictor(name: str):
+    def run(outputs, params, slots, label):
+        lesson = Lesson(slots, outputs, slots.content)
+        return make(name).predicted(params, lesson, label)
+
+    return jax.jit(run, static_argnums=0, compiler_options=QUICK)
+
+
+def predicted(name: str, lesson: Lesson, label: jax.Array) -> jax.Array:
+    """Hidden states that predict a lesson's target, compiled once per shape."""
+    return _predictor(name)(lesson.outputs, params_of(name), lesson.slots, label)
 
 
 def tokens_of(name: str, batch: int = 2, seed: int = 7) -> Tokens:

@@ -186,3 +186,39 @@ def test_impossible_values_are_refused(key, value, message):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=message):
         experiment.resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "message"),
+    [
+        ("llamagen", {"tokens": 4}, r"tokens = 4: expected 0 \| 16, as only such prefixes"),
+        ("var", {"tokens": 3}, r"tokens = 3: expected 0 \| 1 \| 5 \| 14 \| 30, as"),
+        ("llamagen", {"steps": 3}, r"steps = 3: expected 0, as plan raster with head categorical"),
+        ("maskgit", {"steps": 99}, r"steps = 99: expected 0 \.\. 16 tokens"),
+        ("randar", {"confidence": 4.5}, r"confidence = 4\.5: expected 0\.0, as plan random"),
+        ("mar", {"top_k": 5}, r"top_k = 5: expected 0, as .* head diffusion does not read it"),
+        ("givt", {"top_p": 0.5}, r"top_p = 0\.5: expected 0\.0, as .* head gmm"),
+        ("xar", {"temperature": 0.9}, r"temperature = 0\.9: expected 1\.0, as .* head flow"),
+        ("maskgit", {"guidance": 2.0}, r"guidance = 2\.0: expected 1, as .*class_dropout = 0"),
+    ],
+)
+def test_sampling_that_the_generator_cannot_follow_is_refused(spec, changes, message):
+    config = load_config(f"{ROOT}/configs/{spec}.py")
+    config.sample.update(changes)
+    with pytest.raises(ConfigError, match=rf"config\.sample\.{message}"):
+        experiment.resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "sizes"),
+    [
+        ("maskgit", {"steps": 3}, (3, 5, 8)),
+        ("var", {"tokens": 5}, (1, 4)),
+        ("flextok", {"tokens": 3}, (1, 1, 1)),
+        ("llamagen", {"tokens": 16}, (1,) * 16),
+    ],
+)
+def test_the_plan_of_sampling_is_known_before_training(spec, changes, sizes):
+    config = load_config(f"{ROOT}/configs/{spec}.py")
+    config.sample.update(changes)
+    assert experiment.resolve(config).plan.sizes == sizes

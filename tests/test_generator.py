@@ -8,26 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
 from nexttok import generator, plans
 from nexttok.config import ConfigError
 from nexttok.contexts.contract import Calls
+from nexttok.evaluate import array_of
 from nexttok.heads.draw import Draw
 from nexttok.samplers.executor import generate
 from nexttok.samplers.logits import warper
 from nexttok.steps import random_order
 from nexttok.tokens import Tokens
-from tests.generators import MAKERS, make, params_of, tokens_of
+from tests.generators import MAKERS, make, params_of, predicted, tokens_of
 
 LIKELY = [n for n in MAKERS if make(n).context.likelihood]
-PLAIN = Draw(warper(1.0, 0, 0.0), 1.0)
-GREEDY = Draw(warper(0.0, 0, 0.0), 0.0)
-
-
-def predicted(gen, params, lesson, label):
-    """gen.predicted, compiled."""
-    return jax.jit(lambda p, s: gen.predicted(p, dataclasses.replace(lesson, slots=s), label))(
-        params, lesson.slots
-    )
+MASKED = [n for n in MAKERS if make(n).plan.kind != "fixed" and n not in LIKELY]
+FLOWS = [n for n in MAKERS if make(n).inputs.noised]
+MIXTURE = {"name": "gmm", "mixtures": 2, "halved": True}
 
 
 def some_order(gen, batch=1, seed=3):
@@ -36,12 +32,10 @@ def some_order(gen, batch=1, seed=3):
     return random_order(jax.random.key(seed), batch, gen.spec.length)
 
 
-def hidden_of(name, tokens, order, plan=None):
+def hidden_of(name, tokens, order):
     gen = make(name)
-    plan = gen.teaching if plan is None else plan
-    lesson = gen.lesson_in(tokens, order, plan, jax.random.key(0))
-    label = jnp.zeros((len(lesson.target),), jnp.int32)
-    return jax.jit(lambda p: gen.predicted(p, lesson, label))(params_of(name))
+    lesson = gen.lesson_in(tokens, order, gen.teaching, jax.random.key(0))
+    return predicted(name, lesson, jnp.zeros((len(lesson.target),), jnp.int32))
 
 
 @pytest.mark.parametrize("name", LIKELY)
@@ -52,9 +46,9 @@ def test_predictions_depend_on_earlier_steps_only(name):
     rows = jnp.arange(n)
     # row j + 1 has another token j; where inputs are values of coarser scales, another input j
     values = base.values.at[rows + 1, rows].add(1.0)
-    ids = base.ids.at[rows + 1, rows].set((base.ids[0] + 1) % gen.spec.vocab)
-    if gen.spec.scales:
-        ids = base.ids
+    ids = base.ids
+    if gen.spec.vocab and not gen.spec.scales:
+        ids = ids.at[rows + 1, rows].set((ids[0] + 1) % gen.spec.vocab)
     order = jnp.broadcast_to(order, (n + 1, n))
     hidden = np.asarray(hidden_of(name, Tokens(ids, values), order))
     moved = np.abs(hidden[1:] - hidden[:1]).max(-1) > 1e-6  # [changed token, place in order]
@@ -69,22 +63,19 @@ def test_predictions_depend_on_earlier_steps_only(name):
         assert moved[token, place - known] == allowed, (token, place)
 
 
-def test_masked_predictions_never_depend_on_hidden_tokens():
-    for name in ("maskgit", "mar"):
-        gen, tokens = make(name), tokens_of(name, 2)
-        given = tokens.values if tokens.ids is None else tokens.ids
-        hidden = jax.random.bernoulli(jax.random.key(1), 0.8, given.shape[:2]).at[:, 0].set(False)
-        other = jnp.where(hidden if given.ndim == 2 else hidden[..., None], 0, given).astype(
-            given.dtype
-        )
-        outs = []
-        for content in (given, other):
-            lesson = gen.context.taught(content, hidden, gen.backbone.prefix, 0)
-            label = jnp.asarray([0, 1], jnp.int32)
-            outs.append(predicted(gen, params_of(name), lesson, label))
-        np.testing.assert_allclose(outs[0], outs[1], atol=1e-6)
-        lesson = gen.context.taught(jnp.roll(given, 1, 0), hidden, gen.backbone.prefix, 0)
-        assert float(jnp.abs(predicted(gen, params_of(name), lesson, label) - outs[0]).max()) > 1e-4
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_predictions_never_depend_on_hidden_tokens(name):
+    gen, given = make(name), array_of(tokens_of(name))
+    hidden = jax.random.bernoulli(jax.random.key(1), 0.8, given.shape[:2]).at[:, 0].set(False)
+    label = jnp.asarray([0, 1], jnp.int32)
+
+    def out(content):
+        return predicted(name, gen.context.taught(content, hidden, gen.backbone.prefix, 0), label)
+
+    blind = jnp.where(hidden if given.ndim == 2 else hidden[..., None], 0, given)
+    base = out(given)
+    np.testing.assert_allclose(base, out(blind.astype(given.dtype)), atol=1e-6)
+    assert float(jnp.abs(out(jnp.roll(given, 1, 0)) - base).max()) > 1e-4
 
 
 def test_dropping_hidden_tokens_equals_masking_them():
@@ -92,9 +83,7 @@ def test_dropping_hidden_tokens_equals_masking_them():
     hidden = jnp.asarray([[1, 1, 0, 1, 1, 1, 0, 1, 1], [0, 1, 1, 1, 1, 0, 1, 1, 1]], bool)
     label = jnp.asarray([0, -1], jnp.int32)
     short, full = (
-        predicted(
-            gen, params_of("mar"), gen.context.taught(tokens.values, hidden, 3, visible), label
-        )
+        predicted("mar", gen.context.taught(tokens.values, hidden, 3, visible), label)
         for visible in (3 + 2, 0)
     )
     np.testing.assert_allclose(short, full, atol=1e-5)
@@ -108,7 +97,7 @@ def test_noised_cells_see_themselves_and_earlier_ones():
 
     def out(values):
         lesson = gen.context.taught(plan, values, times, noise)
-        return predicted(gen, params_of("xar"), lesson, label)
+        return predicted("xar", lesson, label)
 
     base = out(tokens.values)
     for cell in range(4):
@@ -117,15 +106,21 @@ def test_noised_cells_see_themselves_and_earlier_ones():
         assert list(changed) == [c >= cell for c in range(4)]
 
 
-@pytest.mark.parametrize("name", [n for n in LIKELY])
-def test_cached_decode_equals_teacher_forcing(name):
-    """Steps are run eagerly with forced tokens; what they hand to the head is compared."""
-    gen, tokens = make(name), tokens_of(name, 2)
-    order = jnp.broadcast_to(some_order(gen, 2), tokens.ids.shape)
-    label, params, plan = jnp.asarray([0, 2], jnp.int32), params_of(name), gen.plan
+@pytest.mark.parametrize(("name", "given"), [*((n, 0) for n in LIKELY), ("randar", 2), ("arpg", 2)])
+def test_cached_decode_equals_teacher_forcing(name, given):
+    """Steps are run eagerly with forced tokens; what they hand to the head is compared.
+
+    With `given` tokens known beforehand, as in editing, the others follow from them.
+    """
+    gen, tokens = make(name), tokens_of(name)
+    order, plan = some_order(gen, 2), gen.plan.after(given)
+    label, params = jnp.asarray([0, 2], jnp.int32), params_of(name)
     lesson = gen.lesson_in(tokens, order, plan, jax.random.key(0))
-    full = predicted(gen, params, lesson, label)
-    ordered, seen = jnp.take_along_axis(tokens.ids, order, axis=1), []
+    full = predicted(name, lesson, label)
+    true = array_of(tokens)
+    order = jnp.broadcast_to(order, true.shape[:2])
+    ordered = jnp.take_along_axis(true, order if true.ndim == 2 else order[..., None], axis=1)
+    seen = []
 
     @jax.jit
     def apply(slots, cache):
@@ -140,24 +135,27 @@ def test_cached_decode_equals_teacher_forcing(name):
         count, first = int(at.count), int(at.first)
         seen.append(hidden[:, :count])
         known = ordered[:, first : first + at.size]
-        return jnp.pad(known, ((0, 0), (0, at.size - known.shape[1]))), None
+        room = ((0, 0), (0, at.size - known.shape[1])) + ((0, 0),) * (known.ndim - 2)
+        return jnp.pad(known, room), None
 
     def advance(coarse, ids, k):
         ends = np.cumsum(plan.sizes)
         return coarse, tokens.values[:, ends[k] : ends[k + 1]]
 
-    cache = gen.init_cache(2, plan)
+    cache = gen.init_cache(2, plan, given)
     state = (cache, None, tokens.values[:, :1]) if gen.spec.scales else cache
     step = gen.context.step(plan, Calls(net, forced, advance=advance), gen.backbone.prefix)
+    known = jnp.argsort(order, axis=1) < max(given, plan.known)
+    blank = jnp.where(known if true.ndim == 2 else known[..., None], true, jnp.zeros_like(true))
     with jax.disable_jit():
-        blank = jnp.where(jnp.asarray(plan.step_of_token) < plan.given, tokens.ids, 0)
-        out, _ = generate(step, plan, blank, state, jax.random.key(1), order)
-    np.testing.assert_array_equal(out, tokens.ids)
-    assert len(seen) == plan.calls
+        out, stats = generate(step, plan, blank, state, jax.random.key(1), order, given)
+    np.testing.assert_array_equal(out, true)
+    assert len(seen) == stats["steps"] == plan.calls - (given > 0)
+    full = full[:, given:]
     np.testing.assert_allclose(jnp.concatenate(seen, axis=1), full, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["xar", "xar_scales"])
+@pytest.mark.parametrize("name", FLOWS)
 def test_cached_velocities_equal_those_of_one_pass_over_clean_earlier_steps(name):
     """Every step's first call (from noise) and a later one (from half of it, at time 0.5)."""
     gen, tokens = make(name), tokens_of(name, 2)
@@ -195,7 +193,7 @@ def test_cached_velocities_equal_those_of_one_pass_over_clean_earlier_steps(name
             times = jnp.zeros((2, plan.calls)).at[:, k].set(level)
             clean = jnp.where(jnp.asarray(plan.step_of_slot)[None, :, None] < k, true, 0.0)
             lesson = gen.context.taught(plan, clean, times, noise)
-            full = predicted(gen, params, lesson, label)[:, mine]
+            full = predicted(name, lesson, label)[:, mine]
             np.testing.assert_allclose(velocity, full, rtol=1e-5, atol=2e-5)
         first = mine.stop
 
@@ -215,7 +213,7 @@ def test_total_probability_is_one(name):
     order = jnp.broadcast_to(some_order(gen), every.shape)
     lesson = gen.lesson_in(Tokens(ids=every), order, gen.teaching, jax.random.key(0))
     label = jnp.ones((len(every),), jnp.int32)
-    hidden = predicted(gen, params, lesson, label)
+    hidden = jax.jit(lambda p: gen.predicted(p, lesson, label))(params)
     nats, _ = gen.head.loss(
         gen.head_params(params), hidden, lesson.target, jax.random.key(0), False
     )
@@ -224,91 +222,59 @@ def test_total_probability_is_one(name):
     if name != "flextok":
         return
     count = 20000
-    step = gen.step(params, jnp.ones((count,), jnp.int32), gen.plan, PLAIN)
+    draw = Draw(warper(1.0, 0, 0.0), 1.0)
+    step = gen.step(params, jnp.ones((count,), jnp.int32), gen.plan, draw)
     blank = jnp.zeros((count, 4), jnp.int32)
     drawn, stats = jax.jit(
         lambda key: generate(step, gen.plan, blank, gen.init_cache(count, gen.plan), key)
     )(jax.random.key(5))
-    assert int(stats["steps"]) == 4
+    assert int(stats["network_calls"]) == 4
     empirical = np.bincount(np.asarray(drawn) @ np.asarray([27, 9, 3, 1]), minlength=81) / count
     # E[TV] <= 0.5 sqrt(cells / count) = 0.032
     assert 0.5 * np.abs(empirical - joint).sum() < 0.045
 
 
-def sample(name, scale=None, seed=1, plan=None, draw=PLAIN, copies=None):
-    gen = make(name)
-    plan = gen.plan if plan is None else plan
-    label = jnp.asarray([0, 2], jnp.int32)
-    cache = gen.init_cache(2 if scale is None else 4, plan)
-    strength = None if scale is None else lambda at: jnp.asarray(scale, jnp.float32)
-
-    def advance(coarse, ids, k):
-        return coarse, jnp.ones((2, plan.sizes[k + 1], gen.spec.channels))
-
-    state = (cache, None, jnp.zeros((2, 1, gen.spec.channels))) if gen.inputs.levels else cache
-    step = gen.step(params_of(name), label, plan, draw, strength, 4.5, advance)
-    shape = (2, plan.length) if gen.spec.vocab else (2, plan.length, gen.spec.channels)
-    blank = jnp.zeros(shape, jnp.int32 if gen.spec.vocab else jnp.float32)
-    key = jax.random.key(seed)
-    order = random_order(key, 2, plan.length) if plan.kind == "random" else None
-    run = jax.jit(lambda state: generate(step, plan, blank, state, key, order))
-    return run(state)
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_generates_in_the_stated_steps_and_guidance_of_one_is_neutral(name):
-    gen = make(name)
-    plain, stats = sample(name)
-    assert int(stats["steps"]) == gen.plan.calls
-    assert np.isfinite(np.asarray(plain, np.float32)).all()
-    if gen.spec.vocab:
-        assert 0 <= int(plain.min()) <= int(plain.max()) < gen.spec.vocab
-    # cells of rounding noise aside, guidance of 1 draws the same tokens
-    np.testing.assert_allclose(plain, sample(name, 1.0)[0], rtol=1e-3, atol=1e-3)
-    assert not np.allclose(plain, sample(name, seed=2)[0])
-    calls = {"xar": 20, "xar_scales": 15}.get(name, gen.plan.calls)
-    assert gen.network_calls(gen.plan) == calls
-
-
-def test_a_prefix_of_the_steps_samples_a_prefix_of_the_tokens():
-    short = sample("flextok", plan=make("flextok").plan.prefix(3))[0]
-    np.testing.assert_array_equal(short, sample("flextok")[0][:, :3])
-
-
-def test_guidance_moves_predictions():
-    gen, tokens = make("flextok"), tokens_of("flextok")
-    lesson = gen.lesson(tokens, jax.random.key(0))
-    cond, null = (
-        gen.predicted(params_of("flextok"), lesson, jnp.full((2,), c, jnp.int32)) for c in (1, -1)
-    )
-    assert float(jnp.abs(cond - null).max()) > 1e-3
-
-
-def test_generation_has_no_host_callback():
-    for name in MAKERS:
-        text = str(jax.make_jaxpr(lambda: sample(name)[0])())  # noqa: B023
-        assert "callback" not in text
-
-
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("llamagen", {"context": {"name": "upsample"}}, r"context\.name = 'upsample'.*no scales"),
-        ("llamagen", {"plan.name": "rows"}, r"context\.name = 'shift': expected block, query"),
-        ("nbp", {"context": {"name": "noise"}}, r"head\.name = 'categorical': expected flow"),
+        ("llamagen", {"context": {"name": "upsample"}},
+         r"context\.name = 'upsample': expected block \| query \| shift, as .* has no scales"),
+        ("llamagen", {"plan.name": "rows"},
+         r"'shift': expected block \| query, as .* several tokens in one step \(sizes \(3, 3\)"),
+        ("var", {"context": {"name": "block"}},
+         r"'block': expected query \| upsample, as step sizes differ \(sizes \(1, 4, 9\)"),
+        ("mar", {"context": {"name": "block"}}, r"'block': expected mask \| query, as .* fixed"),
+        ("maskgit", {"context": {"name": "query", "layout": "separate"}}, r"'query': expected ma"),
+        ("maskgit", {"context": {"name": "shift"}}, r"'shift': expected mask, as .* on confidence"),
+        ("nbp", {"context": {"name": "noise"}},
+         r"'noise': expected block \| query, as these tokens are discrete"),
+        ("xar", {"plan": common.plan("random", steps=4)}, r"'noise': expected mask \| query, as"),
+        ("xar_scales", {"context": {"name": "upsample"}, "head": MIXTURE},
+         r"'upsample': expected noise \| query, as these tokens are continuous"),
+        ("xar", {"head": MIXTURE}, r"head\.name = 'gmm': expected flow"),
+        ("var", {"backbone.condition": ("start", "prefix"), "backbone.prefix": 1},
+         r"backbone\.prefix = 1: expected 0 with context upsample"),
+        ("randar", {"backbone.condition": ("prefix",), "backbone.prefix": 1},
+         r"backbone\.prefix = 1: expected 0 with context query"),
+        ("xar", {"backbone.condition": ("adaln", "prefix"), "backbone.prefix": 2},
+         r"backbone\.prefix = 2: expected 0 with context noise"),
+        ("llamagen", {"plan.block": 2}, r"plan\.block = 2: expected 0, as plan raster does not"),
+        ("nbp", {"plan.steps": 2}, r"plan\.steps = 2: expected 0, as plan blocks does not read"),
+        ("xar", {"plan.lead": True}, r"plan\.lead = True: expected False, as plan cells"),
+        ("var", {"plan.schedule": "cosine"}, r"plan\.schedule = 'cosine': expected '', as plan"),
         ("mar", {"head": {"name": "categorical", "bias": False, "init": "zeros", "tied": False,
                           "smoothing": 0.0,
                           "reserved": 0}}, r"'categorical': expected gmm, diffusion"),
-        ("mar", {"plan.name": "confidence"}, r"head\.name = 'diffusion': expected categorical"),
+        ("mar", {"plan.name": "confidence"}, r"head\.name = 'diffusion': expected gmm"),
         ("maskgit", {"plan.steps": 7}, r"plan\.steps = 7: expected 0 \.\. 6 tokens"),
-        ("maskgit", {"plan.name": "raster"}, r"context\.name = 'mask': expected shift"),
+        ("maskgit", {"plan": common.plan()}, r"'mask': expected block \| query \| shift, as"),
         ("nbp", {"plan.block": 4}, r"plan\.block = 4: expected a divisor of the 6 tokens"),
         ("nbp", {"plan.given": 3}, r"plan\.given = 3: expected 0 \.\. below 3 steps"),
         ("nbp", {"plan.given": 1}, r"backbone\.condition = \('start',\): expected prefix, adaln"),
         ("nbp_hybrid", {"plan.given": 1}, r"plan\.given = 1: expected 0 with lead"),
         ("xar", {"plan.name": "blocks", "plan.block": 4, "plan.given": 1},
          r"plan\.given = 1: expected 0, as only the contexts shift and block"),
-        ("xar", {"plan.given": 1}, r"plan\.given = 1: expected 0 with plan cells; rows \| frames"),
+        ("xar", {"plan.given": 1}, r"plan\.given = 1: expected 0, as plan cells does not read it"),
         ("nbp", {"backbone.prefix_words": True}, r"prefix_words = True: expected False unless"),
         ("llamagen", {"plan.name": "scales"}, r"plan\.name = 'scales'.*no scales"),
         ("llamagen", {"plan.name": "spiral"}, r"plan\.name = 'spiral': expected raster"),

@@ -16,23 +16,17 @@ import itertools
 import numpy as np
 from jaxtyping import Int
 
-from nexttok.config import build, check
+from nexttok.config import build
 from nexttok.contexts.aligned import START_SOURCE
 from nexttok.contexts.contract import Needs
 from nexttok.contexts.shift import Shift
 from nexttok.plans import Plan
+from nexttok.tokens import TokenSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class Block(Shift):
     """`config.generator.context` of name block."""
-
-    def validate(self, plan: Plan) -> None:
-        """Raises ConfigError unless steps are of equal size, after single tokens if any."""
-        sizes = plan.sizes
-        fits = all(b == a or a == 1 for a, b in itertools.pairwise(sizes))
-        check(fits and plan.kind == "fixed", "generator.context.name", "block",
-              f"upsample, query or mask, as step sizes differ (sizes {sizes[:8]} ...)")  # fmt: skip
 
     def needs(self, plan: Plan) -> Needs:
         """As shift, and a filler for every place of a block but the first, unless it is given."""
@@ -49,6 +43,15 @@ class Block(Shift):
                 out.append(START_SOURCE if first == 0 and j == 0 else held)
             first, before = first + size, size
         return np.asarray(out)
+
+
+def refusal(plan: Plan, spec: TokenSpec) -> str:
+    """See contract.py: a fixed order, in steps of equal size after single tokens if any."""
+    del spec
+    if plan.kind != "fixed":
+        return "the plan's order is not fixed"
+    fits = all(b == a or a == 1 for a, b in itertools.pairwise(plan.sizes))
+    return "" if fits else f"step sizes differ (sizes {plan.sizes[:8]} ...)"
 
 
 def make(section) -> Block:

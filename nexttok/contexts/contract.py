@@ -1,4 +1,9 @@
-"""What a context owes a generator, and what it is given."""
+"""What a context owes a generator, and what it is given.
+
+Beside its class, the file of a context has `refusal(plan, spec)`: why it cannot serve a plan of
+these tokens, in the words that follow "as", or "" where it can. Its class says with `takes_prefix`
+whether class slots may stand in front.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -51,7 +56,8 @@ class Calls:
     Attributes:
       net: (slots, cache) -> (hidden, hidden without a class or None, cache).
       sample: (hidden, hidden without, at, key) -> (tokens, log-probabilities).
-      integrate: (first velocity, x -> velocity, noise, key) -> tokens: the flow head's solver.
+      integrate: (first velocity, x -> velocity, noise, key) -> tokens: the flow head's solver,
+        which takes `solver_calls` velocities, the first included.
       velocity: (hidden, hidden without, at) -> guided velocity, of the flow head.
       confidence: weight of the Gumbel noise in confidences.
       advance: (coarse state, ids of scale k, k) -> (state, inputs of scale k + 1), of a tokenizer
@@ -62,5 +68,6 @@ class Calls:
     sample: Callable[..., Any]
     velocity: Callable[..., Any] | None = None
     integrate: Callable[..., Any] | None = None
+    solver_calls: int = 1
     confidence: float = 0.0
     advance: Callable[..., Any] | None = None

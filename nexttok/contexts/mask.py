@@ -18,7 +18,7 @@ from nexttok.nn.slots import QUERY, TOKEN, Slots, class_slots, join
 from nexttok.plans import Plan
 from nexttok.rng import stream
 from nexttok.steps import At, Step, random_order
-from nexttok.tokens import Tokens
+from nexttok.tokens import Tokens, TokenSpec
 
 SCHEDULES = ("cosine", "truncated_normal")
 STD, PARTS = 0.25, 4
@@ -39,16 +39,12 @@ class Mask:
     floor: float
     per_example: bool
     likelihood = False
+    takes_prefix = True
 
     def __post_init__(self):
         allowed = " | ".join(SCHEDULES)
         check(self.schedule in SCHEDULES, "generator.context.schedule", self.schedule, allowed)
         check(0 <= self.floor < 1, "generator.context.floor", self.floor, "at least 0 and below 1")
-
-    def validate(self, plan: Plan) -> None:
-        """Raises ConfigError for a plan of fixed order."""
-        check(plan.kind != "fixed", "generator.context.name", "mask",
-              "shift, block, upsample, query or noise, as the plan's order is fixed")  # fmt: skip
 
     def needs(self, plan: Plan) -> Needs:
         """One slot per token."""
@@ -116,7 +112,7 @@ class Mask:
                 states = [h if h is None else _take(h, chosen) for h in states]
                 return calls.sample(*states, at, key)[0], order, state
             drawn, log_prob = calls.sample(*states, at, key)
-            share = (jnp.asarray(at.index, jnp.float32) + 1.0) / plan.calls
+            share = (jnp.asarray(at.index, jnp.float32) + 1.0) / at.steps
             gumbel = jax.random.gumbel(stream(key, "confidence"), log_prob.shape)
             sure = log_prob + calls.confidence * (1.0 - share) * gumbel
             order = surest_first(order, hidden, sure)
@@ -128,6 +124,12 @@ class Mask:
         if plan.kind == "random":
             return Step(run, padding="bucket", parts=PARTS)
         return Step(run, padding="all")
+
+
+def refusal(plan: Plan, spec: TokenSpec) -> str:
+    """See contract.py: the order must be free."""
+    del spec
+    return "the plan's order is fixed" if plan.kind == "fixed" else ""
 
 
 def canvas(given: Array, hidden: Bool[Array, "B N"], prefix: int) -> Slots:

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nexttok.config import build, check
+from nexttok.config import build
 from nexttok.contexts.contract import Calls, Lesson, Needs
 from nexttok.nn.slots import TOKEN, Slots
 from nexttok.plans import Plan
 from nexttok.rng import stream
 from nexttok.steps import At, Step
-from nexttok.tokens import Tokens
+from nexttok.tokens import Tokens, TokenSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,7 @@ class Noise:
     """`config.generator.context` of name noise; levels are sigmoid(N(0, 1)) in training."""
 
     likelihood = False
-
-    def validate(self, plan: Plan) -> None:
-        """Raises ConfigError unless the order is fixed."""
-        check(plan.kind == "fixed", "generator.context.name", "noise",
-              "query or mask, as the order is not fixed")  # fmt: skip
+    takes_prefix = False
 
     def needs(self, plan: Plan) -> Needs:
         """One slot per token."""
@@ -44,8 +40,7 @@ class Noise:
 
     def lesson(self, plan: Plan, tokens: Tokens, order: Array, prefix: int, rng: Array) -> Lesson:
         """Noises every step at its own level; `tokens` are in generation order."""
-        del order
-        check(prefix == 0, "generator.backbone.prefix", prefix, "0 with context noise")
+        del order, prefix
         x = tokens.values
         levels = (x.shape[0], plan.calls)
         times = jax.nn.sigmoid(jax.random.normal(stream(rng, "level"), levels))
@@ -85,7 +80,14 @@ class Noise:
 
             return calls.integrate(first, velocity, noise, key), order, cache
 
-        return Step(run, reads_before=True, alone_first=True)
+        return Step(run, reads_before=True, alone_first=True, calls=calls.solver_calls)
+
+
+def refusal(plan: Plan, spec: TokenSpec) -> str:
+    """See contract.py: values in a fixed order."""
+    if spec.vocab:
+        return "these tokens are discrete"
+    return "" if plan.kind == "fixed" else "the plan's order is not fixed"
 
 
 def slots(plan: Plan, values: Array, first, size: int, times: Array, segments: tuple) -> Slots:

@@ -20,7 +20,7 @@ from nexttok.nn.attention import UNFILLED
 from nexttok.nn.slots import QUERY, START, TOKEN, Slots, at, join
 from nexttok.plans import Plan
 from nexttok.steps import At, Step
-from nexttok.tokens import Tokens
+from nexttok.tokens import Tokens, TokenSpec
 
 LAYOUTS = ("interleaved", "separate")
 
@@ -35,15 +35,11 @@ class Query:
 
     layout: str
     likelihood = True
+    takes_prefix = False
 
     def __post_init__(self):
         allowed = " | ".join(LAYOUTS)
         check(self.layout in LAYOUTS, "generator.context.layout", self.layout, allowed)
-
-    def validate(self, plan: Plan) -> None:
-        """Raises ConfigError when the order depends on confidence."""
-        allowed = "mask, as confidence needs a guess at every position"
-        check(plan.kind != "confidence", "generator.context.name", "query", allowed)
 
     def needs(self, plan: Plan) -> Needs:
         """A content slot and a query slot per token."""
@@ -58,8 +54,7 @@ class Query:
 
     def lesson(self, plan: Plan, tokens: Tokens, order: Array, prefix: int, rng: Array) -> Lesson:
         """Teacher forcing; `tokens` are in generation order."""
-        del rng
-        check(prefix == 0, "generator.backbone.prefix", prefix, "0 with context query")
+        del prefix, rng
         ordered, n = tokens.values if tokens.ids is None else tokens.ids, plan.length
         order = order[0] if plan.kind == "fixed" else order
         if self.layout == "separate":
@@ -89,7 +84,8 @@ class Query:
     def _separate(calls, tokens, order, at_, cache):
         begin = at_.first + 1 - at_.before
         fed, asked = (jnp.arange(n, dtype=jnp.int32) for n in (at_.size_before, at_.size))
-        known = jnp.where(fed < at_.before, at_.index, UNFILLED)
+        # the start slot comes before everything, also where given tokens are fed with it
+        known = jnp.where(begin + fed == 0, -1, jnp.where(fed < at_.before, at_.index, UNFILLED))
         body = content(begin + fed, tokens, order, known)
         steps = jnp.full((at_.size,), at_.index, jnp.int32)
         body = join(body, queries(at_.first + asked, tokens, order, steps))
@@ -109,6 +105,13 @@ class Query:
         hidden, other, cache = calls.net(body, cache.replace(cursor=jnp.asarray(begin, jnp.int32)))
         asked = [h if h is None else at(h.swapaxes(1, 2), fed, at_.size) for h in (hidden, other)]
         return *(h if h is None else h.swapaxes(1, 2) for h in asked), cache
+
+
+def refusal(plan: Plan, spec: TokenSpec) -> str:
+    """See contract.py: only the positions of one step are asked for."""
+    del spec
+    guess = "confidence needs a guess at every position"
+    return guess if plan.kind == "confidence" else ""
 
 
 def content(element: Int[Array, "S"], tokens: Array, order: Array, steps: Array) -> Slots:

@@ -11,12 +11,12 @@ import dataclasses
 import numpy as np
 from jaxtyping import Array, Int
 
-from nexttok.config import build, check
+from nexttok.config import build
 from nexttok.contexts import aligned
 from nexttok.contexts.contract import Calls, Lesson, Needs
 from nexttok.plans import Plan
 from nexttok.steps import Step
-from nexttok.tokens import Tokens
+from nexttok.tokens import Tokens, TokenSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,8 @@ class Shift:
     """`config.generator.context` of name shift."""
 
     likelihood = True
+    takes_prefix = True
     continues = True  # it can go on from given steps
-
-    def validate(self, plan: Plan) -> None:
-        """Raises ConfigError unless every step of the plan predicts one token."""
-        one = all(size == 1 for size in plan.sizes) and plan.kind != "confidence"
-        sizes = f"(sizes {plan.sizes[:8]} ...)"
-        allowed = f"block, query or mask, as the plan predicts several tokens in one step {sizes}"
-        check(one, "generator.context.name", "shift", allowed)
 
     def needs(self, plan: Plan) -> Needs:
         """One slot per token, but none for a first step that is given."""
@@ -55,6 +49,15 @@ class Shift:
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
         """One step of decoding."""
         return aligned.step(self.source(plan), plan, calls, prefix)
+
+
+def refusal(plan: Plan, spec: TokenSpec) -> str:
+    """See contract.py: steps of one token, in an order that is known beforehand."""
+    del spec
+    if plan.kind == "confidence":
+        return "the order depends on confidence"
+    several = f"the plan predicts several tokens in one step (sizes {plan.sizes[:8]} ...)"
+    return several if max(plan.sizes) > 1 else ""
 
 
 def make(section) -> Shift:

@@ -14,12 +14,12 @@ import itertools
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nexttok.config import build, check
+from nexttok.config import build
 from nexttok.contexts.contract import Calls, Lesson, Needs
 from nexttok.nn.slots import START, TOKEN, Slots
 from nexttok.plans import Plan
 from nexttok.steps import At, Step
-from nexttok.tokens import Tokens
+from nexttok.tokens import Tokens, TokenSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,7 @@ class Upsample:
     """`config.generator.context` of name upsample."""
 
     likelihood = True
-
-    def validate(self, plan: Plan) -> None:
-        """Raises ConfigError unless the plan is a pyramid that starts with one token."""
-        growing = all(a < b for a, b in itertools.pairwise(plan.sizes))
-        fits = plan.kind == "fixed" and plan.sizes[0] == 1 and growing and plan.calls > 1
-        check(fits, "generator.context.name", "upsample",
-              "shift, block, query or mask, as the plan has no scales")  # fmt: skip
+    takes_prefix = False
 
     def needs(self, plan: Plan) -> Needs:
         """One slot per token, a level embedding per scale."""
@@ -46,8 +40,7 @@ class Upsample:
 
     def lesson(self, plan: Plan, tokens: Tokens, order: Array, prefix: int, rng: Array) -> Lesson:
         """Teacher forcing; values [B, N, C] hold the inputs, ids [B, N] the targets."""
-        del order, rng
-        check(prefix == 0, "generator.backbone.prefix", prefix, "0 with context upsample")
+        del order, prefix, rng
         return Lesson(slots(plan, tokens.values, 0, plan.length), (0, 1), tokens.ids)
 
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
@@ -65,6 +58,15 @@ class Upsample:
             return ids, order, (cache, coarse, values)
 
         return Step(run)
+
+
+def refusal(plan: Plan, spec: TokenSpec) -> str:
+    """See contract.py: ids in a pyramid of scales, the first of one token."""
+    if not spec.vocab:
+        return "these tokens are continuous"
+    growing = all(a < b for a, b in itertools.pairwise(plan.sizes))
+    fits = plan.kind == "fixed" and plan.sizes[0] == 1 and growing and plan.calls > 1
+    return "" if fits else "the plan has no scales that grow from one token"
 
 
 def slots(plan: Plan, values: Array, first: int, size: int) -> Slots:

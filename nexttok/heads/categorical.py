@@ -74,6 +74,7 @@ class Categorical:
     smoothing: float
     reserved: int
     likelihood = True
+    reads = ("temperature", "top_k", "top_p")
 
     def __post_init__(self):
         allowed = "gmm, diffusion or flow, as these tokens are continuous"

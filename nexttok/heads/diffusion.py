@@ -197,6 +197,7 @@ class Diffusion:
     depth: int
     repeats: int
     steps: int
+    reads = ("temperature",)
 
     def __post_init__(self):
         allowed = "categorical, as these tokens are discrete"

@@ -1,4 +1,4 @@
-"""How a head draws: the sampling options all heads understand."""
+"""How a head draws; the sampling options that it reads are named by its `reads`."""
 
 import dataclasses
 from collections.abc import Callable

@@ -170,6 +170,7 @@ class Flow:
     hidden: int
     steps: int
     solver: str
+    reads = ()
 
     def __post_init__(self):
         allowed = "categorical, as these tokens are discrete"

@@ -76,6 +76,11 @@ def guided_log_prob(x: Array, cond: tuple, uncond: tuple, w: Array) -> Array:
     return (1.0 + w) * normal_log_prob(x, *cond) - w * normal_log_prob(x, *uncond)
 
 
+def gaussian_sample(key: Array, loc: Array, scale: Array) -> Float[Array, "*n C"]:
+    """Draws from N(loc, scale^2)."""
+    return loc + scale * jax.random.normal(stream(key, "fallback"), loc.shape)
+
+
 def rejection_sample(
     key: Array, cond: tuple[Array, Array], uncond: tuple[Array, Array], w: Array
 ) -> Float[Array, "*n C"]:
@@ -88,7 +93,7 @@ def rejection_sample(
     Args:
       key: random key.
       cond, uncond: (mean, deviation) of the two Gaussians.
-      w: strength; 0 draws from p_c.
+      w: strength; 0 draws what `gaussian_sample` of p_c does.
     """
     loc, wide = cond[0], 2.0 * jnp.maximum(cond[1], uncond[1])
 
@@ -111,8 +116,8 @@ def rejection_sample(
         fits = height + level < guided_log_prob(proposal, cond, uncond, w)
         return tries + 1, jnp.where(fits & ~accepted, proposal, x), accepted | fits
 
-    start = loc + cond[1] * jax.random.normal(stream(key, "fallback"), loc.shape)
-    state = (jnp.zeros((), jnp.int32), start, jnp.zeros(loc.shape, bool))
+    accepted = jnp.broadcast_to(w == 0.0, loc.shape)
+    state = (jnp.zeros((), jnp.int32), gaussian_sample(key, *cond), accepted)
     return jax.lax.while_loop(undecided, attempt, state)[1]
 
 
@@ -131,6 +136,7 @@ class Gmm:
     mixtures: int
     halved: bool
     likelihood = True
+    reads = ("temperature",)
 
     def __post_init__(self):
         allowed = "categorical, as these tokens are discrete"
@@ -176,7 +182,7 @@ class Gmm:
         """A component, then its Gaussian; deviations are multiplied by draw.temperature.
 
         With guidance (scale = 1 + w) the component is drawn from the conditional weights and both
-        densities use it.
+        densities use it; with w = 0 draws and densities are those without guidance.
 
         Returns:
           Tokens, and the log-density of each (unnormalized, of the component, when guided).
@@ -185,14 +191,16 @@ class Gmm:
         spread = spread * draw.temperature
         component = jax.random.categorical(stream(rng, "component"), logits, axis=-1)
         mean, deviation = pick(component, loc), pick(component, spread)
+        key = stream(rng, "value")
         if uncond is None:
-            x = mean + deviation * jax.random.normal(stream(rng, "value"), mean.shape)
+            x = gaussian_sample(key, mean, deviation)
             return x, log_prob(logits, loc, spread, x)
         _, other_loc, other_spread = self._parts(params, uncond)
         other = pick(component, other_loc), pick(component, other_spread) * draw.temperature
         w = scale - 1.0
-        x = rejection_sample(stream(rng, "value"), (mean, deviation), other, w)
-        return x, guided_log_prob(x, (mean, deviation), other, w).sum(-1)
+        x = rejection_sample(key, (mean, deviation), other, w)
+        guided = guided_log_prob(x, (mean, deviation), other, w).sum(-1)
+        return x, jnp.where(w == 0.0, log_prob(logits, loc, spread, x), guided)
 
 
 def make(section, spec: TokenSpec, width: int) -> Gmm:

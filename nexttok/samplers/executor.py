@@ -38,7 +38,7 @@ def generate(
         plan's given steps always are.
 
     Returns:
-      Tokens [B, N, ...] by index, and stats {"steps": number of steps}.
+      Tokens [B, N, ...] by index, and stats {steps, network_calls}: how many of either ran.
     """
     batch, n = blank.shape[:2]
     if order is None:
@@ -65,7 +65,9 @@ def generate(
         steps = jax.tree.map(lambda *v: jnp.asarray(v, jnp.int32), *group)
         carry, _ = jax.lax.scan(advance, carry, steps)
     tokens, order, _ = carry
-    return _take(tokens[:, :n], jnp.argsort(order, axis=1)), {"steps": sum(map(len, groups))}
+    steps = sum(map(len, groups))
+    stats = {"steps": steps, "network_calls": steps * step.calls}
+    return _take(tokens[:, :n], jnp.argsort(order, axis=1)), stats
 
 
 def _take(tokens, order):

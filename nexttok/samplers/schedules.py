@@ -21,8 +21,9 @@ class Guidance:
       end: last scale; start: first scale.
       shape: constant (`end` throughout), linear, cosine ((1 - cos(pi x^power)) / 2) or power.
       power: exponent of the last two.
-      clock: x = k / (K - 1) over steps ("step": VAR, xAR); known / N before the step ("before":
-        RandAR) or after it ("after": ARPG; "masked": MAR, which never counts the last token).
+      clock: x = k / (K - 1) over the K steps that run ("step": VAR, xAR); known / N before the
+        step ("before": RandAR) or after it ("after": ARPG; "masked": MAR, which never counts the
+        last token).
     """
 
     end: float
@@ -47,7 +48,7 @@ class Guidance:
             return jnp.asarray(self.end, jnp.float32)
         done, total = at.first, plan.length
         if self.clock == "step":
-            done, total = at.index, max(plan.calls - 1, 1)
+            done, total = at.index, max(at.steps - 1, 1)
         elif self.clock != "before":
             done = at.first + at.count
         x = jnp.asarray(done, jnp.float32)
