@@ -105,7 +105,7 @@ MAKERS = {
                            output_positions=True, bias=True, mlp_bias=True)), VALUES),
     "givt": lambda: (_givt(common.plan(), SECTION(name="shift")), VALUES),
     "givt_masked": lambda: (
-        _givt(common.plan("confidence", steps=4, schedule="cosine"), _mask(floor=0.3),
+        _givt(common.plan("confidence", steps=4, schedule="cosine"), common.mask(floor=0.3),
               condition=("prefix",), prefix=1, concat_mask=True), VALUES),
     "xar": lambda: (_xar(common.plan("cells", block=2)), TokenSpec((4, 4), 0, 2)),
     "xar_subsamples": lambda: (_xar(common.plan("subsamples", block=2)), TokenSpec((4, 4), 0, 2)),

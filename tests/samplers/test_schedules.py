@@ -48,7 +48,7 @@ def scales(given):
 
     The executor runs a step that writes its scales as tokens, in a scan.
     """
-    config = plans.PlanConfig("random", 0, 6, "cosine", False)
+    config = plans.PlanConfig("random", 0, 6, "cosine", False, 0)
     plan = plans.Plan(np.arange(N, dtype=np.int32), plans.scheduled(config, N), "random", config)
     plan = plan.after(given)
 
