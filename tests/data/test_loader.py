@@ -147,7 +147,7 @@ def test_the_test_split_is_one_ordered_padded_pass():
         (dict(channels=2), r"data\.channels = 2"),
         (dict(augment="mixup"), r"data\.augment = 'mixup'"),
         (dict(resolution=2), r"data\.resolution = 2"),
-        (dict(frames=4), r"data\.frames = 4.*shapes | folder"),
+        (dict(frames=4, augment="none"), r"data\.frames = 4.*shapes \| folder"),
         (dict(prefetch=0), r"data\.prefetch = 0"),
         (dict(source="folder:/nowhere"), r"data\.source = 'folder:/nowhere'.*exists"),
         (dict(source="tfds:not_prepared"), r"data\.source = 'tfds:not_prepared'.*ArrayRecord"),

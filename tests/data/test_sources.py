@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nexttok.config import ConfigError
-from nexttok.data import photos, shapes
+from nexttok.data import loader, photos, shapes
 from nexttok.data.loader import DataConfig, load_source, make_loader
 
 CFG = DataConfig("digits", "", 16, 1, 10, 0, "none", 0, 2)
@@ -172,7 +172,7 @@ def test_folder_with_its_own_split(tmp_path):
     with pytest.raises(ConfigError, match="one folder per class"):
         load_source(dataclasses.replace(cfg, source=f"folder:{tmp_path}/test/cat"), "train", 0)
     (tmp_path / "test" / "fox").mkdir()
-    load_source.cache_clear()
+    loader._opened.cache_clear()
     with pytest.raises(ConfigError, match=r"test classes among those of train, not \['fox'\]"):
         load_source(cfg, "train", 0)
 
