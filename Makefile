@@ -8,7 +8,7 @@ demo: $(READY)
 	$(VENV)/bin/python -m nexttok.main --config=configs/flextok.py --workdir=runs/flextok
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -n 2 -m slow

@@ -11,7 +11,6 @@ from nexttok.contexts.contract import Lesson
 from nexttok.tokens import Tokens, TokenSpec
 
 # at these sizes compiling costs more than running
-QUICK = {"xla_backend_optimization_level": 0}
 SMALL = dict(width=16, depth=2, head_dim=8, mlp_hidden=24, dropout=0.0)
 SECTION = common.section
 
@@ -137,7 +136,7 @@ def _predictor(name: str):
         lesson = Lesson(slots, outputs, slots.content)
         return make(name).predicted(params, lesson, label)
 
-    return jax.jit(run, static_argnums=0, compiler_options=QUICK)
+    return jax.jit(run, static_argnums=0)
 
 
 def predicted(name: str, lesson: Lesson, label: jax.Array) -> jax.Array:

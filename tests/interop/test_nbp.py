@@ -65,9 +65,7 @@ def test_released_generators_fit(variant, vocab, prefix, monkeypatch):
     params = SYSTEMS["nbp"].convert(state, exp)
     expected = stages.abstract_params(exp, "generator")
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
-    assert exp.generator.network_calls(exp.generator.plan.giving(exp.sample.given)) == (
-        95 if prefix else 48
-    )
+    assert exp.plan.calls == (95 if prefix else 48)
     short = state | {"transformer.pos_emb": zeros(1, 1263, state["transformer.pos_emb"].shape[2])}
     with pytest.raises(ConfigError, match=r"transformer\.pos_emb is \(1, 1263, "):
         SYSTEMS["nbp"].convert(short, exp)

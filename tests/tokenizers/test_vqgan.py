@@ -54,15 +54,15 @@ def stepped(**changes):
     model = make(**changes)
 
     @jax.jit
-    def run(step):
+    def run(params, step):
         def total(p):
             loss, metrics = model.loss(p, {"image": IMAGES, "step": step}, jax.random.key(2))
             return loss.mean(), (loss, metrics)
 
-        grads, (loss, metrics) = jax.grad(total, has_aux=True)(initial())
+        grads, (loss, metrics) = jax.grad(total, has_aux=True)(params)
         return loss, metrics, grads
 
-    return lambda step: run(jnp.asarray(step, jnp.int32))
+    return lambda step: run(initial(), jnp.asarray(step, jnp.int32))
 
 
 def largest(tree):
