@@ -2,16 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
+# a file at a time, as its tests share what they compile and train
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test slow lint format
 demo: $(READY)
 	$(VENV)/bin/python -m nexttok.main --config=configs/flextok.py --workdir=runs/flextok
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(VENV)/bin/python -m pytest $(SHARED) -m "not slow"
 
 slow: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 -m slow
+	$(VENV)/bin/python -m pytest $(SHARED) -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports

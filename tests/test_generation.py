@@ -21,9 +21,9 @@ from tests.generators import MAKERS, make, params_of, predicted, tokens_of
 # LlamaGen and GIVT one a token, VAR one a scale, NBP one a block (after its lead, one a token), a
 # schedule's steps elsewhere, xAR entities x solver steps
 CALLS = {
-    "flextok": 6, "qk_norm_rms": 6, "llamagen": 6, "nbp": 3, "nbp_hybrid": 4, "nbp_pure": 2, "var": 3,
-    "randar": 6, "arpg": 3, "maskgit": 4, "mar": 4, "givt": 9, "givt_masked": 4, "xar": 20,
-    "xar_subsamples": 20, "xar_whole": 5, "xar_scales": 15,
+    "flextok": 6, "qk_norm_rms": 6, "llamagen": 6, "nbp": 3, "nbp_hybrid": 4, "nbp_pure": 2,
+    "var": 3, "randar": 6, "arpg": 3, "maskgit": 4, "mar": 4, "givt": 9, "givt_masked": 4,
+    "xar": 20, "xar_subsamples": 20, "xar_whole": 5, "xar_scales": 15,
 }  # fmt: skip
 
 

@@ -24,8 +24,6 @@ SMALL = [
     "--config.eval.classifier_steps=20", "--config.eval.samples=50",
 ]  # fmt: skip
 
-pytestmark = pytest.mark.xdist_group("command line")  # tests share one trained run
-
 
 def command(*words):
     return [sys.executable, "-m", "nexttok.main", *words]
@@ -214,8 +212,8 @@ def test_samples_of_every_class_are_drawn_when_their_numbers_differ(tmp_path):
 
 def test_sigterm_ends_the_command_with_its_status(tmp_path):
     process = subprocess.Popen(
-        command(CONFIG, f"--workdir={tmp_path}", "--config.train.tokenizer.steps=100000"), cwd=ROOT, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        command(CONFIG, f"--workdir={tmp_path}", "--config.train.tokenizer.steps=100000"),
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
