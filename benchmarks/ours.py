@@ -39,6 +39,7 @@ def experiment(system: str, size: Size, unroll: int = 1) -> Experiment:
         width=size.width, depth=depth, decoder_depth=depth if two else 0, head_dim=size.head_dim,
         mlp_hidden=size.gated_hidden if backbone.gated else 4 * size.width, remat=False,
         unroll=unroll, dropout=0.0 if system == "var" else size.dropout,
+        dropout_on=tuple(place for place in backbone.dropout_on if place != "weights"),
     )  # fmt: skip
     config.train.generator.update(
         batch_size=size.batch, ema=0.0, learning_rate=1e-4, final_learning_rate=1e-4,

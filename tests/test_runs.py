@@ -2,12 +2,16 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from skimage.io import imread
 
-from nexttok.main import main
+from nexttok import run
+from nexttok.checkpoint import Checkpoints
+from nexttok.experiment import resolve
+from nexttok.main import load_config, main, override
 from tests.test_configs import FILES, ROOT
 
 SMALL = [
@@ -61,6 +65,35 @@ def test_videos_train_to_moving_pictures(tmp_path, variant, calls):
     main([*args, "--mode=sample", "--config.sample.per_class=1"])
     with np.load(tmp_path / "samples.npz") as saved:
         assert saved["images"].shape == (6, 8, 32, 32, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_run_that_dies_in_every_stage_ends_as_an_undisturbed_one(path, tmp_path, monkeypatch):
+    config = load_config(f"{path}:tiny")
+    for word in [*SMALL, *(f"--config.train.{s}.save_every=1" for s in ("tokenizer", "generator"))]:
+        override(config, word.removeprefix("--config."))
+    exp = resolve(config)
+    monkeypatch.setattr(run, "measure", lambda exp, done, workdir: done)
+    whole = run.run_train(exp, str(tmp_path / "whole"))
+    save = Checkpoints.save
+
+    class Killed(Exception):
+        pass
+
+    def dying(self, step, *args, **options):
+        save(self, step, *args, **options)
+        if step == 1:
+            raise Killed
+
+    for stage in ("tokenizer", "generator"):
+        monkeypatch.setattr(Checkpoints, "save", dying)
+        with pytest.raises(Killed):
+            run.run_train(exp, str(tmp_path / "parts"))
+        monkeypatch.setattr(Checkpoints, "save", save)
+        assert (tmp_path / "parts" / "checkpoints" / stage / "1").is_dir()
+    parts = run.run_train(exp, str(tmp_path / "parts"))
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
 @pytest.mark.parametrize("path", CASES)
