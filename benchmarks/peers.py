@@ -28,7 +28,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import sizes
-from nexttok.memory import keep_freed_memory
 
 WHAT = {
     "llamagen": ("train", "generate"),
@@ -158,7 +157,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.what and args.what not in WHAT[args.system]:
         parser.error(f"{args.system} has no {args.what}")
-    keep_freed_memory()  # of our side, as the command line does
     # before jax starts its threads; the other process inherits both
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     os.environ["OMP_NUM_THREADS"] = str(args.threads)

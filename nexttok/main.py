@@ -11,7 +11,6 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from nexttok.config import ConfigError
-from nexttok.memory import keep_freed_memory
 
 MODES = {
     "train": "train every stage (resuming), then measure, draw pictures and write the report",
@@ -179,7 +178,6 @@ def check_workdir(workdir: str) -> None:
 
 def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     """Runs the mode."""
-    keep_freed_memory()
     from nexttok import (
         aot,
         experiment,
