@@ -45,7 +45,7 @@ def edit(args, workdir, code=0):
         return dict(saved)
 
 
-QUICK = ("maskgit", "mar", "var")  # one context each; the rest take minutes
+QUICK = ("maskgit", "var")  # two contexts; each takes a minute
 CASES = [
     pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in FILES
 ]
