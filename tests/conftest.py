@@ -1,6 +1,8 @@
 """Strict mode: warnings are errors (pyproject), promotions are refused, shapes are checked."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 # Most of the suite's time is compilation of what runs once: LLVM need not optimize it.
@@ -9,10 +11,10 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# and what one process of a test run has compiled, its other processes need not
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
-    tempfile.gettempdir(), "nexttok-" + os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-)
+# and what one process of a test run has compiled, its other processes, which inherit this, need not
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nexttok-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 from jaxtyping import install_import_hook
