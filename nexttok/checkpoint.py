@@ -210,13 +210,12 @@ def _compare(step_dir: pathlib.Path, item: str, abstract: Any) -> None:
         raise ConfigError(f"{step_dir / item} belongs to another config: {shown}")
 
 
-def newest_step(directory: str | os.PathLike) -> int:
-    """The step that `restore_params` reads; -1 without one."""
-    return max(good_steps(directory), default=-1) if pathlib.Path(directory).is_dir() else -1
-
-
 def restore_params(
-    directory: str | os.PathLike, abstract: Any, which: str = "ema", unused: tuple[str, ...] = ()
+    directory: str | os.PathLike,
+    abstract: Any,
+    which: str = "ema",
+    unused: tuple[str, ...] = (),
+    steps_expected: int = 0,
 ) -> Any:
     """Weights only, from the newest good step of a stage.
 
@@ -224,6 +223,7 @@ def restore_params(
       directory: <workdir>/checkpoints/<stage>.
       abstract: ShapeDtypeStructs, with shardings.
       which: ema | params.
+      steps_expected: of a finished stage; fewer are warned of (imported weights are at step 0).
       unused: top-level names of `abstract` that may be missing and are not returned.
 
     Raises:
@@ -232,6 +232,8 @@ def restore_params(
     steps = good_steps(directory) if pathlib.Path(directory).is_dir() else []
     if not steps:
         raise ConfigError(f"{directory}: expected a finished checkpoint; train this stage first")
+    if 0 < steps[0] < steps_expected:
+        log.warning("%s is at step %d of %d", directory, steps[0], steps_expected)
     step_dir = pathlib.Path(directory).absolute() / str(steps[0])
     if unused:
         saved = _saved(step_dir, which)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nexttok import editing, evaluate, train
-from nexttok.checkpoint import newest_step, restore_params
+from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import class_names, make_loader
 from nexttok.evals import pictures, report, results
@@ -49,10 +49,8 @@ def load_stage(exp: Experiment, stage: str, workdir: str, mesh) -> Any:
     """
     which = "ema" if exp.train[stage].ema else "params"
     directory = os.path.join(workdir, "checkpoints", stage)
-    done, steps = newest_step(directory), exp.train[stage].steps
-    if 0 < done < steps:  # imported weights are at step 0
-        log.warning("stage %s of %s is at step %d of %d", stage, workdir, done, steps)
-    return restore_params(directory, abstract_params(exp, stage, mesh), which, TRAINING_ONLY)
+    shapes, steps = abstract_params(exp, stage, mesh), exp.train[stage].steps
+    return restore_params(directory, shapes, which, TRAINING_ONLY, steps)
 
 
 def reused_stages(exp: Experiment, mesh) -> dict[str, Any]:

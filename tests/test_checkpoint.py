@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nexttok.checkpoint import Checkpoints, manifest_path, newest_step, restore_params
+from nexttok.checkpoint import Checkpoints, good_steps, manifest_path, restore_params
 from nexttok.config import ConfigError
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
 
@@ -47,10 +47,14 @@ def test_round_trip_and_keep(tmp_path):
     assert (data, meta, step) == ({"next_index": 3}, {"note": "x"}, 3)
 
 
-def test_weights_only(tmp_path):
+def test_weights_only_and_a_warning_where_a_stage_is_not_finished(tmp_path, caplog):
     with Checkpoints(tmp_path, keep=1) as store:
         store.save(1, items(4.0), {}, {})
-    equal(restore_params(tmp_path, abstract(items())["params"], "params"), items(4.0)["params"])
+    shapes = abstract(items())["params"]
+    equal(restore_params(tmp_path, shapes, "params", steps_expected=1), items(4.0)["params"])
+    assert "is at step" not in caplog.text
+    restore_params(tmp_path, shapes, "params", steps_expected=5)
+    assert "is at step 1 of 5" in caplog.text
 
 
 @pytest.mark.parametrize("item", ["params", "opt", "meta"])
@@ -85,8 +89,7 @@ def test_a_finished_background_save_is_trusted_before_the_next_one(tmp_path):
         store.manager.wait_until_finished()
         assert not manifest_path(tmp_path, 1).exists()
         store.poll()
-        assert newest_step(tmp_path) == 1
-    assert newest_step(tmp_path / "none") == -1
+        assert good_steps(tmp_path) == [1]
 
 
 def test_a_step_without_manifest_is_not_trusted(tmp_path, caplog):
