@@ -7,8 +7,9 @@
 Systems: llamagen, var, mar (PyTorch), maskgit (generation: its JAX release; training: stock
 PyTorch), givt (JAX, generation only). CHECKOUT is the official repository, cloned anywhere; PYTHON
 an environment that has what it needs (torch; timm for MAR), the running one for JAX. The official
-side runs in its own process, and the two take turns, so that both meet the same machine. Run it by
-hand on an idle one. Size: benchmarks/sizes.py.
+side runs in its own process, and the two take turns, so that both meet the same machine; a turn is
+an untimed run and a timed one, as memory given back while the other side runs is slow to get again.
+Run it by hand on an idle machine. Size: benchmarks/sizes.py.
 
 A training step is forward, backward, clipping and AdamW. A generation ends with the tokens. Prints
 medians, their ratio, and the share of this machine's matrix product (2048^3, float32, measured
@@ -28,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import sizes
+from nexttok.main import use_huge_pages
 
 WHAT = {
     "llamagen": ("train", "generate"),
@@ -67,7 +69,7 @@ class Peer:
         return json.loads(line)[key]
 
     def run(self) -> float:
-        """Seconds of one run."""
+        """Seconds of the second of two runs."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self._answer("seconds")
@@ -78,13 +80,19 @@ class Peer:
         self.process.wait()
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one run, its arrays ready."""
+def once(run: Callable[[], object]) -> float:
+    """Seconds of one run, its arrays ready."""
     import jax
 
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
+
+
+def warm(run: Callable[[], object]) -> float:
+    """Seconds of the second of two runs."""
+    once(run)
+    return once(run)
 
 
 def matmul() -> tuple[Callable[[], object], int]:
@@ -117,19 +125,16 @@ def our_side(system: str, what: str, size: sizes.Size) -> tuple[Callable[[], obj
 def compare(system: str, what: str, size: sizes.Size, args: argparse.Namespace) -> None:
     """Times both sides in turns and prints one paragraph."""
     own, flops = our_side(system, what, size)
-    start = time.perf_counter()
-    seconds(own)
-    compiled = time.perf_counter() - start
+    compiled = once(own)
     torch = system != "maskgit" or what == "train"
     torch = torch and system != "givt"
     peer = Peer(args.python if torch else sys.executable, system, args.official, what, size)
     product, product_flops = matmul()
-    seconds(product)
     ours, theirs, products = [], [], []
     for _ in range(args.repeats):
-        ours.append(seconds(own))
+        ours.append(warm(own))
         theirs.append(peer.run())
-        products += [seconds(product) for _ in range(3)]
+        products += [warm(product) for _ in range(3)]
     peer.close()
     mine, other = statistics.median(ours), statistics.median(theirs)
     peak = product_flops / statistics.median(products)
@@ -168,4 +173,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # of both sides
     main()
