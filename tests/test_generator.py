@@ -14,6 +14,7 @@ from nexttok.config import ConfigError
 from nexttok.contexts.contract import Calls
 from nexttok.evaluate import array_of
 from nexttok.heads.draw import Draw
+from nexttok.nn import slots
 from nexttok.samplers.executor import generate
 from nexttok.samplers.logits import warper
 from nexttok.steps import random_order
@@ -61,6 +62,21 @@ def test_predictions_depend_on_earlier_steps_only(name):
         else:
             allowed = step[token] < gen.teaching.step_of_slot[place]
         assert moved[token, place - known] == allowed, (token, place)
+
+
+@pytest.mark.parametrize("name", ["flextok", "llamagen", "nbp", "nbp_hybrid", "var", "givt"])
+def test_products_that_are_left_out_change_nothing(name, monkeypatch):
+    gen, tokens = make(name), tokens_of(name, 2)
+    order = jnp.broadcast_to(some_order(gen), (2, gen.spec.length))
+    whole = gen.lesson_in(tokens, order, gen.teaching, jax.random.key(0))
+    assert not whole.slots.cuts  # so few slots are one part
+    monkeypatch.setattr(slots, "PART", 1)
+    cut = gen.lesson_in(tokens, order, gen.teaching, jax.random.key(0))
+    assert len(cut.slots.cuts) == len(gen.plan.sizes) - 1
+    label = jnp.zeros((2,), jnp.int32)
+    np.testing.assert_allclose(
+        predicted(name, cut, label), predicted(name, whole, label), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", MASKED)

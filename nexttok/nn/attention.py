@@ -4,6 +4,7 @@ One rule gives every mask of the library: slot k is visible to slot q when step[
 Causal, bidirectional, prefix and block-causal attention differ in the steps alone.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -82,6 +83,21 @@ def attend(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
+def attend_in_parts(q, k, v, mask, scale, drop, cuts: tuple[int, ...]) -> Float[Array, "B Q H d"]:
+    """`attend` of slots on themselves, where those before a cut see none at or after it.
+
+    The queries between two cuts meet only the keys up to the second: near half of the products of
+    a causal mask.
+    """
+    if not cuts:
+        return attend(q, k, v, mask, scale, drop)
+    parts = []
+    for low, high in itertools.pairwise((0, *cuts, q.shape[1])):
+        seen = None if mask is None else mask[..., low:high, :high]
+        parts.append(attend(q[:, low:high], k[:, :high], v[:, :high], seen, scale, drop))
+    return jnp.concatenate(parts, axis=1)
+
+
 @flax.struct.dataclass
 class LayerCache:
     """One layer's share of a Cache: its keys and values [B, S, H, d] before the new slots are
@@ -136,12 +152,14 @@ class Attention(nn.Module):
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
         cache: LayerCache | None = None,
+        cuts: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
         """Returns the output and, when one was given, the cache with the new slots written.
 
-        Self-attention reads x by `steps` (None: everything is visible); with a cache it also reads
-        the slots written before. Cross-attention reads `context` where `context_mask` is True.
+        Self-attention reads x by `steps` (None: everything is visible), which keep the promise of
+        `cuts` (see nn/slots.py); with a cache it also reads the slots written before, and takes no
+        cuts. Cross-attention reads `context` where `context_mask` is True.
         """
         heads = self.width // self.head_dim
         source = x if context is None else context
@@ -174,7 +192,8 @@ class Attention(nn.Module):
         else:
             mask = None if steps is None else visible(steps, steps)
         drop = nn.Dropout(self.weight_dropout, deterministic=not train, name="weight_dropout")
-        y = attend(q, k.astype(q.dtype), v.astype(q.dtype), mask, scale, drop)
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
+        y = attend_in_parts(q, k, v, mask, scale, drop, cuts)
         init = self.init if self.proj_init is None else self.proj_init
         y = Linear(self.width, self.bias, init, self.dtype, name="proj")(
             y.reshape(*x.shape[:2], self.width)

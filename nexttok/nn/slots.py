@@ -6,10 +6,12 @@ A context lays the slots out; a backbone embeds and transforms them. Neither kno
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 # Kinds of slots. FILL + j is the j-th filler vector.
 TOKEN, START, QUERY, CLASS, FILL = 0, 1, 2, 3, 4
+PART = 64  # slots that share what they may read, at least: fewer are not worth a product of theirs
 
 
 @flax.struct.dataclass
@@ -29,6 +31,8 @@ class Slots:
         where they are separate.
       visible: at most so many slots are not QUERY (static; 0 for no promise), so that an encoder
         of the visible ones may be that short.
+      cuts: static promise that slots before each of these places see none at or after it, so that
+        attention may leave such pairs out.
     """
 
     content: Int[Array, "B S"] | Float[Array, "B S C"]
@@ -39,6 +43,7 @@ class Slots:
     times: Float[Array, "B G"] | None = None
     segments: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     visible: int = flax.struct.field(pytree_node=False, default=0)
+    cuts: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
 
     def twice(self) -> "Slots":
         """The same slots for a batch of 2B: a conditional and an unconditional half."""
@@ -70,7 +75,17 @@ def join(first: Slots, second: Slots) -> Slots:
         index=cat(first.index, second.index),
         place=cat(first.place, second.place),
         steps=cat(first.steps, second.steps),
+        cuts=tuple(first.kind.shape[-1] + cut for cut in second.cuts),
     )
+
+
+def cuts(steps: Int[np.ndarray, "S"]) -> tuple[int, ...]:
+    """Places where steps that never fall rise, PART slots apart or more."""
+    found = [0]
+    for place in (1 + np.flatnonzero(np.diff(steps) > 0)).tolist():
+        if place - found[-1] >= PART:
+            found.append(place)
+    return tuple(found[1:])
 
 
 def class_slots(content: Array, count: int) -> Slots:

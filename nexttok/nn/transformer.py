@@ -152,6 +152,7 @@ class Block(nn.Module):
 
     config: TransformerConfig
     segments: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
     train: bool = False
 
     @nn.compact
@@ -195,7 +196,7 @@ class Block(nn.Module):
             return h if scales[i] is None else h * (1.0 + scales[i]) + shifts[i]
 
         h, cache = attention("attn")(
-            normed("norm1", 0), steps=steps, rotary=rotary, cache=cache, train=train
+            normed("norm1", 0), steps, rotary, cache=cache, cuts=self.cuts, train=train
         )
         x = residual(x, h, gates[0])
         x = c.norm_layer("norm1")(x) if c.post_norm else x
@@ -233,6 +234,7 @@ class Transformer(nn.Module):
         context_mask: Bool[Array, "B K"] | None = None,
         cache: Cache | None = None,
         tap: int = -1,
+        cuts: tuple[int, ...] = (),
         train: bool = False,
     ) -> tuple[Float[Array, "B S D"], Cache | None, Float[Array, "B S D"] | None]:
         """Runs the blocks.
@@ -244,6 +246,7 @@ class Transformer(nn.Module):
           cond: condition of adaLN, one vector or one per segment.
           context, context_mask: what cross-attention reads.
           cache: slots processed before; its leaves lead with the layer axis.
+          cuts: places of x that no slot before them sees beyond (see nn/slots.py).
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
           train: enables dropout (rng stream "dropout").
 
@@ -261,7 +264,7 @@ class Transformer(nn.Module):
             in_axes=(0, *[nn.broadcast] * 6),
             length=c.depth,
             unroll=min(c.unroll, c.depth),
-        )(c, self.segments, train, name="blocks")
+        )(c, self.segments, cuts, train, name="blocks")
         rates = jnp.asarray(np.linspace(0.0, c.drop_path, c.depth), jnp.float32)
         tapped = jnp.zeros_like(x) if tap >= 0 else None
         carry = (x, tapped, jnp.asarray(tap, jnp.int32))

@@ -1,6 +1,7 @@
 """The shared transformer: masks, cache, positions, conditioning, scan."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,25 @@ def test_attention_is_its_definition():
             weights = np.where(np.asarray(mask), np.exp(scores), 0.0)
             weights /= weights.sum(1, keepdims=True)
             np.testing.assert_allclose(got[b, :, h], weights @ v[b, :, h], rtol=1e-4, atol=1e-5)
+
+
+def test_cuts_leave_out_what_is_not_seen():
+    model, variables = build(BASE)
+    steps = jnp.asarray([0, 0, 1, 1, 1, 2])
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def both(variables, cuts):
+        run = lambda v: model.apply(v, X, steps, cuts=cuts)[0]
+        return run(variables), jax.grad(lambda v: (run(v) ** 2).sum())(variables)
+
+    whole = both(variables, ())
+    for cuts in ((2,), (2, 5)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            both(variables, cuts), whole,
+        )  # fmt: skip
+    wrong = both(variables, (1,))[0]  # a cut that breaks the promise changes what slot 0 reads
+    assert np.abs(wrong - whole[0]).max() > 1e-3
 
 
 CONFIGS = {

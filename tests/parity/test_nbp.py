@@ -8,7 +8,7 @@ the unconditional one: its first block is never predicted, so logits and loss ar
 12 tokens; greedy tokens continue the first block, and the first two of them, of the same ids.
 `nbp_text` is the hybrid class behind 8 ids of LLaMA's vocabulary, of "apply eye makeup" and "yo
 yo", with 40 positions where 24 are used; it holds the video's logits alone, and greedy tokens drawn
-with the other ids masked.
+with the other ids masked. States are those after the last norm.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def model(name):
 
 
 @pytest.mark.parametrize("name", ["nbp", "nbp_pure", "nbp_text"])
-def test_teacher_forced_logits_and_loss(name):
+def test_teacher_forced_states_logits_and_loss(name):
     gen, params, fixture = model(name)
     expected = jax.eval_shape(gen.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
@@ -59,13 +59,14 @@ def test_teacher_forced_logits_and_loss(name):
         lesson = gen.lesson(tokens, jax.random.key(0))
         hidden = gen.predicted(params, lesson, label)
         loss = gen.head.loss(params["head"], hidden, lesson.target, jax.random.key(0), True)[0]
-        return gen.head.outputs(params["head"], hidden), loss.mean()
+        return hidden, gen.head.outputs(params["head"], hidden), loss.mean()
 
-    logits, loss = run(params, jnp.asarray(fixture.get("label", [-1, -1])))
+    states, logits, loss = run(params, jnp.asarray(fixture.get("label", [-1, -1])))
+    official.close(states, fixture["states"])
     official.close(logits, fixture["logits"][..., -64:])
     official.close(loss, fixture["loss"])
     if "logits_uncond" in fixture:
-        null = run(params, jnp.asarray([-1, -1]))[0]
+        null = run(params, jnp.asarray([-1, -1]))[1]
         official.close(null, fixture["logits_uncond"][..., -64:])
 
 

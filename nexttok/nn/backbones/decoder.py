@@ -56,9 +56,7 @@ class Decoder(nn.Module):
         embed = Embed(c, self.inputs, self.dtype, spared=spared, name="embed")
         x, classes, cond, rotary = embed(slots, label, train)
         trunk = Transformer(c.transformer(self.dtype, c.depth), (x.shape[1],), name="trunk")
-        x, cache, _ = trunk(
-            x, steps=slots.steps, rotary=rotary, cond=cond, cache=cache, train=train
-        )
+        x, cache, _ = trunk(x, slots.steps, rotary, cond, cache=cache, cuts=slots.cuts, train=train)
         return FinalNorm(c, self.dtype, name="final")(x, classes), cache
 
 
