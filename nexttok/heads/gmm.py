@@ -9,7 +9,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nexttok.config import build, check
 from nexttok.heads.draw import Draw
@@ -19,6 +19,7 @@ from nexttok.tokens import TokenSpec
 
 FLOOR = 1e-6  # of standard deviations
 TRIES = 1000  # proposals before the conditional distribution is used
+AT_ONCE = 8  # of them computed together
 LOG_2PI = 1.8378770664093453
 
 
@@ -96,13 +97,14 @@ def rejection_sample(
       w: strength; 0 draws what `gaussian_sample` of p_c does.
     """
     loc, wide = cond[0], 2.0 * jnp.maximum(cond[1], uncond[1])
-
-    def largest(i, best):
-        point = loc + (i * 0.02 - 10.0)
-        return jnp.maximum(best, guided_log_prob(point, cond, uncond, w))
-
-    bound = jax.lax.fori_loop(0, 1001, largest, jnp.full(loc.shape, -jnp.inf))
+    points = jnp.linspace(-10.0, 10.0, 1001)
+    bound = jax.vmap(lambda point: guided_log_prob(loc + point, cond, uncond, w))(points).max(0)
     bound = bound - normal_log_prob(loc, loc, wide)
+
+    def judge(normal, height):
+        proposal = loc + wide * normal
+        level = bound + normal_log_prob(proposal, loc, wide)
+        return proposal, jnp.log(height) + level < guided_log_prob(proposal, cond, uncond, w)
 
     def undecided(state):
         tries, _, accepted = state
@@ -110,15 +112,29 @@ def rejection_sample(
 
     def attempt(state):
         tries, x, accepted = state
-        proposal = loc + wide * jax.random.normal(stream(key, "proposal", tries), loc.shape)
-        level = bound + normal_log_prob(proposal, loc, wide)
-        height = jnp.log(jax.random.uniform(stream(key, "accept", tries), loc.shape))
-        fits = height + level < guided_log_prob(proposal, cond, uncond, w)
-        return tries + 1, jnp.where(fits & ~accepted, proposal, x), accepted | fits
+        draws = tried(key, tries + jnp.arange(AT_ONCE, dtype=jnp.int32), loc.shape)
+        proposals, fits = jax.vmap(judge)(*draws)
+        first = jnp.take_along_axis(proposals, jnp.argmax(fits, 0)[None], axis=0)[0]
+        fits = fits.any(0)
+        return tries + AT_ONCE, jnp.where(fits & ~accepted, first, x), accepted | fits
 
     accepted = jnp.broadcast_to(w == 0.0, loc.shape)
     state = (jnp.zeros((), jnp.int32), gaussian_sample(key, *cond), accepted)
     return jax.lax.while_loop(undecided, attempt, state)[1]
+
+
+def tried(
+    key: Array, numbers: Int[Array, "A"], shape: tuple[int, ...]
+) -> tuple[Float[Array, "A *n C"], Float[Array, "A *n C"]]:
+    """Normal draws of the tries of these numbers, and uniform ones that accept them."""
+
+    def one(number):
+        return (
+            jax.random.normal(stream(key, "proposal", number), shape),
+            jax.random.uniform(stream(key, "accept", number), shape),
+        )
+
+    return jax.vmap(one)(numbers)
 
 
 @dataclasses.dataclass(frozen=True)
