@@ -52,6 +52,8 @@ class Upsample:
             del tokens
             cache, coarse, values = state
             new = slots(plan, values, at.first, at.size)
+            if isinstance(at.first, int):
+                new = new.replace(cuts=(at.first + at.size,))
             hidden, other, cache = calls.net(new, cache)
             ids = calls.sample(hidden, other, at, key)[0]
             if at.index + 1 < plan.calls:

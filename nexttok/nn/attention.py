@@ -158,8 +158,8 @@ class Attention(nn.Module):
         """Returns the output and, when one was given, the cache with the new slots written.
 
         Self-attention reads x by `steps` (None: everything is visible), which keep the promise of
-        `cuts` (see nn/slots.py); with a cache it also reads the slots written before, and takes no
-        cuts. Cross-attention reads `context` where `context_mask` is True.
+        `cuts` (see nn/slots.py); with a cache it also reads the slots written before.
+        Cross-attention reads `context` where `context_mask` is True.
         """
         heads = self.width // self.head_dim
         source = x if context is None else context
@@ -187,8 +187,9 @@ class Attention(nn.Module):
             if context_mask is not None:
                 mask = jnp.broadcast_to(context_mask[:, None], (*x.shape[:2], source.shape[1]))
         elif cache is not None:
-            cache = cache.write(k, v)
-            k, v, mask = cache.keys, cache.values, visible(steps, cache.steps)
+            cache, filled = cache.write(k, v), slice(cuts[0] if cuts else None)
+            k, v = cache.keys[:, filled], cache.values[:, filled]
+            mask, cuts = visible(steps, cache.steps[filled]), ()
         else:
             mask = None if steps is None else visible(steps, steps)
         drop = nn.Dropout(self.weight_dropout, deterministic=not train, name="weight_dropout")

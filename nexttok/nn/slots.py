@@ -32,7 +32,8 @@ class Slots:
       visible: at most so many slots are not QUERY (static; 0 for no promise), so that an encoder
         of the visible ones may be that short.
       cuts: static promise that slots before each of these places see none at or after it, so that
-        attention may leave such pairs out.
+        attention may leave such pairs out. Where there is a cache: how many of its slots are filled
+        once these are written, if that is known.
     """
 
     content: Int[Array, "B S"] | Float[Array, "B S C"]

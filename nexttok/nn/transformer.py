@@ -246,7 +246,7 @@ class Transformer(nn.Module):
           cond: condition of adaLN, one vector or one per segment.
           context, context_mask: what cross-attention reads.
           cache: slots processed before; its leaves lead with the layer axis.
-          cuts: places of x that no slot before them sees beyond (see nn/slots.py).
+          cuts: what attention may leave out (see nn/slots.py).
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
           train: enables dropout (rng stream "dropout").
 

@@ -13,8 +13,29 @@ BISECTIONS = 40  # halvings of the probability threshold: below float32 resoluti
 
 def top_k(logits: Float[Array, "*n V"], k: int) -> Float[Array, "*n V"]:
     """Keeps the k largest logits; ties with the k-th survive."""
-    kth = jax.lax.top_k(logits, k)[0][..., -1:]
+    kth = logits.max(-1, keepdims=True) if k == 1 else kth_largest(logits, k)
     return jnp.where(logits < kth, -jnp.inf, logits)
+
+
+def kth_largest(x: Float[Array, "*n V"], k: int) -> Float[Array, "*n 1"]:
+    """The k-th largest value, ties counted, exact in float32.
+
+    Its bits are found from the first to the last, each by one count: read as unsigned integers,
+    with the sign bit flipped (all bits, of negative numbers), floats keep their order.
+    """
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    ordered = jnp.where(bits >= sign, ~bits, bits | sign)
+
+    def next_bit(i, found):
+        larger = found | (sign >> i.astype(jnp.uint32))
+        enough = (ordered >= larger).sum(-1, keepdims=True) >= k
+        return jnp.where(enough, larger, found)
+
+    found = jnp.zeros((*x.shape[:-1], 1), jnp.uint32)
+    found = jax.lax.fori_loop(0, 32, next_bit, found)
+    bits = jnp.where(found >= sign, found ^ sign, ~found)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(x.dtype)
 
 
 def top_p(logits: Float[Array, "*n V"], p: float) -> Float[Array, "*n V"]:

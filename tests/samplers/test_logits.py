@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nexttok.config import ConfigError
-from nexttok.samplers.logits import top_k, top_p, warper
+from nexttok.samplers.logits import kth_largest, top_k, top_p, warper
 
 LOGITS = 3.0 * jax.random.normal(jax.random.key(0), (64, 50))
 
@@ -32,7 +32,19 @@ def test_top_k_keeps_k(k):
     assert (kept(top_k(LOGITS, k)).sum(-1) == k).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kth_largest_is_that_of_a_sort(dtype):
+    x = np.random.default_rng(0).standard_normal((50, 40)) * 10.0 ** np.arange(-25, 25)[:, None]
+    x[:, :3], x[::2, 3:9], x[1::7, 5:] = 0.0, -1.5, -np.inf
+    x[::3, 0], x[::5, 1] = -0.0, np.inf
+    x = jnp.asarray(x, dtype)
+    for k in (1, 2, 7, 39, 40):
+        expected = -np.sort(-np.asarray(x, np.float32), axis=-1)[:, k - 1 : k]
+        np.testing.assert_array_equal(np.asarray(kth_largest(x, k), np.float32), expected)
+
+
 def test_top_k_keeps_ties():
+    assert kept(top_k(jnp.asarray([[3.0, 1.0, 1.0, 0.0]]), 2)).tolist() == [[1, 1, 1, 0]]
     assert kept(top_k(jnp.asarray([[1.0, 1.0, 0.0]]), 1)).tolist() == [[True, True, False]]
 
 
