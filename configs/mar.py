@@ -29,6 +29,7 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizers.kl()
     config.generator = generator()
     common.digits(config)
+    config.train.generator.update(steps=1000, optimizer="muon", learning_rate=3e-3)
     config.sample.update(guidance=2.0, guidance_shape="linear", guidance_clock="masked")
     if variant == "tiny":
         common.tiny(config)
@@ -47,7 +48,7 @@ def generator(prefix=4, **sizes):
     return common.section(
         plan=common.plan("random", steps=8, schedule="cosine"),
         context=common.mask(schedule="truncated_normal", floor=0.7),
-        head=common.section(name="diffusion", width=128, depth=3, repeats=4, steps=50),
+        head=common.section(name="diffusion", width=128, depth=3, repeats=4, steps=100, clip=4.0),
         backbone=common.backbone("encoder_decoder", **(options | sizes)),
         class_dropout=0.1,
     )
@@ -63,9 +64,9 @@ def imagenet(config, width, depth, head_dim, head_width, head_depth, guidance):
         mlp_hidden=4 * width, remat=True, dropout_on=("weights", "attention", "hidden", "mlp"),
     )  # fmt: skip
     config.generator.plan.steps = 256
-    config.generator.head.update(width=head_width, depth=head_depth, steps=100)
+    config.generator.head.update(width=head_width, depth=head_depth, steps=100, clip=0.0)
     config.sample.guidance = guidance
     config.train.generator.update(
-        steps=500_000, batch_size=2048, learning_rate=8e-4, weight_decay=0.02, clip=3.0,
-        schedule="constant", warmup=62_500, ema=0.9999,
+        steps=500_000, batch_size=2048, optimizer="adamw", learning_rate=8e-4, weight_decay=0.02,
+        clip=3.0, schedule="constant", warmup=62_500, ema=0.9999,
     )  # fmt: skip

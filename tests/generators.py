@@ -99,7 +99,7 @@ MAKERS = {
     "mar": lambda: (
         _parts(common.plan("random", steps=4, schedule="cosine"),
                common.mask(schedule="truncated_normal", floor=0.7),
-               SECTION(name="diffusion", width=16, depth=2, repeats=2, steps=5),
+               SECTION(name="diffusion", width=16, depth=2, repeats=2, steps=5, clip=0.0),
                _two_stacks(condition=("prefix",), prefix=3, embed_norm="layer",
                            output_positions=True, bias=True, mlp_bias=True)), VALUES),
     "givt": lambda: (_givt(common.plan(), SECTION(name="shift")), VALUES),

@@ -136,10 +136,19 @@ def discretized_nll(
 
 
 def posterior(
-    chain: Chain, x: Float[Array, "M C"], noise: Float[Array, "M C"], v: Array, step: Array
+    chain: Chain,
+    x: Float[Array, "M C"],
+    noise: Float[Array, "M C"],
+    v: Array,
+    step: Array,
+    clip: float = 0.0,
 ) -> tuple[Float[Array, "M C"], Float[Array, "M C"]]:
-    """Mean and log-variance of the previous x, from predicted noise and variance logits."""
+    """Mean and log-variance of the previous x, from predicted noise and variance logits.
+
+    With a `clip` above 0 the clean x that the noise implies is kept within -clip .. clip.
+    """
     start = chain.at("inverse", step) * x - chain.at("inverse_noise", step) * noise
+    start = jnp.clip(start, -clip, clip) if clip else start
     mean = chain.at("mean_start", step) * start + chain.at("mean_now", step) * x
     share = (v + 1.0) / 2.0
     return mean, share * chain.at("high", step) + (1.0 - share) * chain.at("low", step)
@@ -153,9 +162,10 @@ def ancestral(
     step: Array,
     fresh: Float[Array, "M C"],
     temperature: float,
+    clip: float = 0.0,
 ) -> Float[Array, "M C"]:
     """The previous x: `fresh` normal numbers spread the mean, but not at step 0."""
-    mean, log_var = posterior(chain, x, noise, v, step)
+    mean, log_var = posterior(chain, x, noise, v, step, clip)
     spread = jnp.where(step > 0, temperature, 0.0)[:, None]
     return mean + spread * jnp.exp(0.5 * log_var) * fresh
 
@@ -189,6 +199,9 @@ class Diffusion:
       width, depth: of the MLP.
       repeats: noise levels drawn per token and training step.
       steps: denoising steps when sampling.
+      clip: bound of what a denoising step takes the token to be; 0 for none, as MAR. At the first
+        steps an error of the predicted noise counts several hundred times, which small networks
+        cannot afford.
     """
 
     channels: int
@@ -197,6 +210,7 @@ class Diffusion:
     depth: int
     repeats: int
     steps: int
+    clip: float
     reads = ("temperature",)
 
     def __post_init__(self):
@@ -205,6 +219,7 @@ class Diffusion:
         for name in ("width", "depth", "repeats", "steps"):
             value = getattr(self, name)
             check(value >= 1, f"generator.head.{name}", value, "at least 1")
+        check(self.clip >= 0, "generator.head.clip", self.clip, "at least 0 (0 for none)")
         check(self.steps <= TIMES, "generator.head.steps", self.steps, f"1 .. {TIMES}")
 
     @property
@@ -268,7 +283,7 @@ class Diffusion:
                 v = v[:rows]
             fresh = jax.random.normal(stream(rng, "denoise", step), x.shape)
             at = jnp.full((rows,), step)
-            return ancestral(chain, x, noise, v, at, fresh, draw.temperature), None
+            return ancestral(chain, x, noise, v, at, fresh, draw.temperature, self.clip), None
 
         x = jax.random.normal(stream(rng, "start"), (rows, self.channels))
         x, _ = jax.lax.scan(denoise, x, jnp.arange(self.steps - 1, -1, -1, dtype=jnp.int32))

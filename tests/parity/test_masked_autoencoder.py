@@ -36,7 +36,7 @@ PLAIN = warper(1.0, 0, 0.0)
 @pytest.fixture(name="mar", scope="module")
 def _mar():
     section = mar_config.generator(prefix=4, width=64, head_dim=16, mlp_hidden=256, dropout=0.0)
-    section.head.update(width=32, depth=2, repeats=1, steps=8)
+    section.head.update(width=32, depth=2, repeats=1, steps=8, clip=0.0)
     section.plan.steps = 4
     gen = generator.make(section, TokenSpec((4, 4), 0, 4), 5)
     fixture = official.load("mar")
