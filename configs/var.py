@@ -36,6 +36,7 @@ def get_config(variant="digits"):
     config.generator = generator(width=128, depth=4, head_dim=32)
     config.generator.backbone.dropout = 0.1
     common.digits(config)
+    config.train.generator.update(steps=900, optimizer="muon", learning_rate=3e-3)
     config.sample.update(guidance=2.0, guidance_shape="linear", guidance_clock="step")
     if variant == "tiny":
         common.tiny(config)
@@ -78,6 +79,7 @@ def imagenet(config, resolution, depth):
     )
     config.sample.update(guidance=2.5, top_k=900, top_p=0.96)
     config.train.generator.update(
-        steps=steps, warmup=steps // 50, batch_size=batch, learning_rate=rate * batch / 256,
-        final_learning_rate=last * rate * batch / 256, schedule="linear", clip=2.0, ema=0.0,
+        steps=steps, warmup=steps // 50, batch_size=batch, optimizer="adamw",
+        learning_rate=rate * batch / 256, final_learning_rate=last * rate * batch / 256,
+        schedule="linear", clip=2.0, ema=0.0,
     )  # fmt: skip
