@@ -83,8 +83,16 @@ def attend(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def attend_in_parts(q, k, v, mask, scale, drop, cuts: tuple[int, ...]) -> Float[Array, "B Q H d"]:
-    """`attend` of slots on themselves, where those before a cut see none at or after it.
+def attend_in_parts(
+    q: Float[Array, "B Q H d"],
+    k: Float[Array, "B K H d"],
+    v: Float[Array, "B K H d"],
+    mask: Bool[Array, "Q K"] | Bool[Array, "B Q K"] | None,
+    scale: float,
+    drop: Callable[[Array], Array] | None,
+    cuts: tuple[int, ...],
+) -> Float[Array, "B Q H d"]:
+    """`attend`; with cuts, of slots on themselves (K = Q): those before one see none from it on.
 
     The queries between two cuts meet only the keys up to the second: near half of the products of
     a causal mask.
