@@ -188,8 +188,8 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
 
     exp = experiment.resolve(config)
     name, _, variant = args.config.partition(":")
-    check_workdir(args.workdir)
     workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
+    check_workdir(workdir)
     if args.mode == "compile":
         aot.run_compile(exp, args.topology)
     else:

@@ -261,3 +261,11 @@ def test_the_process_starts_again_on_huge_pages_once(monkeypatch):
     monkeypatch.setattr(cli.platform, "libc_ver", lambda: ("", ""))
     cli.use_huge_pages()
     assert len(started) == 1
+
+
+def test_a_workdir_is_named_after_the_config(monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "run_train", lambda exp, workdir: seen.append(workdir))
+    cli.main(["--config=configs/flextok.py:tiny"])
+    cli.main(["--config=configs/flextok.py"])
+    assert seen == ["runs/flextok_tiny", "runs/flextok_default"]
