@@ -18,8 +18,8 @@ from nexttok.contexts.contract import Calls, Lesson
 from nexttok.heads import guidance
 from nexttok.heads.draw import Draw
 from nexttok.nn import backbones
-from nexttok.nn.attention import Cache
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
+from nexttok.nn.cache import Cache
 from nexttok.nn.slots import Slots
 from nexttok.rng import stream
 from nexttok.steps import At, Step, random_order

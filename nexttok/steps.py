@@ -60,6 +60,12 @@ class Step:
     calls: int = 1
 
 
+def parts(plan: Plan) -> int:
+    """How finely steps with a cache are told apart by what it holds, so that they read no more:
+    one shape per 32 tokens or more, and 8 at most, as every shape is compiled."""
+    return min(max(plan.length // 32, 1), 8)
+
+
 def runs(plan: Plan, step: Step, given: int) -> list[list[At]]:
     """The steps after the `given` first tokens, grouped into runs of one shape."""
     sizes = _after(plan.sizes, given)

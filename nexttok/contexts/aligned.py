@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from nexttok.contexts.contract import Calls, Lesson
 from nexttok.nn.slots import FILL, START, TOKEN, Slots, at, class_slots, cuts, join
 from nexttok.plans import Plan
-from nexttok.steps import At, Step
+from nexttok.steps import At, Step, parts
 
 START_SOURCE = -1  # -2 - j is filler j
 
@@ -79,8 +79,9 @@ def step(source: Int[np.ndarray, "N"], plan: Plan, calls: Calls, prefix: int) ->
         new = slots(source, plan, tokens, order, first, size, prefix)
         if leading and prefix:
             new = join(class_slots(tokens, prefix), new)
-        hidden, other, cache = calls.net(new, cache)
+        filled = prefix + at_.known + at_.size - skipped(plan)
+        hidden, other, cache = calls.net(new.replace(filled=filled), cache)
         hidden, other = (h if h is None else h[:, -at_.size :] for h in (hidden, other))
         return calls.sample(hidden, other, at_, key)[0], order, cache
 
-    return Step(run, alone_first=prefix > 0 or plan.given > 0)
+    return Step(run, alone_first=prefix > 0 or plan.given > 0, parts=parts(plan))

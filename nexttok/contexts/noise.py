@@ -18,7 +18,7 @@ from nexttok.contexts.contract import Calls, Lesson, Needs
 from nexttok.nn.slots import TOKEN, Slots
 from nexttok.plans import Plan
 from nexttok.rng import stream
-from nexttok.steps import At, Step
+from nexttok.steps import At, Step, parts
 from nexttok.tokens import Tokens, TokenSpec
 
 
@@ -69,18 +69,20 @@ class Noise:
                 plan, jnp.concatenate([past, noise], axis=1), start, before + size, times,
                 (before, size) if before else (size,),
             )  # fmt: skip
-            hidden, other, cache = calls.net(both, _at(cache, start))
+            filled = at.known + size
+            hidden, other, cache = calls.net(both.replace(filled=filled), _at(cache, start))
             hidden, other = (h if h is None else h[:, before:] for h in (hidden, other))
             first = calls.velocity(hidden, other, at)
 
             def velocity(x, now):
                 body = slots(plan, x, at.first, size, jnp.full((batch, 1), now), (size,))
-                hidden, other, _ = calls.net(body, _at(cache, at.first))
+                hidden, other, _ = calls.net(body.replace(filled=filled), _at(cache, at.first))
                 return calls.velocity(hidden, other, at)
 
             return calls.integrate(first, velocity, noise, key), order, cache
 
-        return Step(run, reads_before=True, alone_first=True, calls=calls.solver_calls)
+        return Step(run, reads_before=True, alone_first=True, parts=parts(plan),
+                    calls=calls.solver_calls)  # fmt: skip
 
 
 def refusal(plan: Plan, spec: TokenSpec) -> str:

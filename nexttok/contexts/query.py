@@ -16,10 +16,10 @@ from jaxtyping import Array, Int
 
 from nexttok.config import build, check
 from nexttok.contexts.contract import Calls, Lesson, Needs
-from nexttok.nn.attention import UNFILLED
+from nexttok.nn.cache import UNFILLED
 from nexttok.nn.slots import QUERY, START, TOKEN, Slots, at, join
 from nexttok.plans import Plan
-from nexttok.steps import At, Step
+from nexttok.steps import At, Step, parts
 from nexttok.tokens import Tokens, TokenSpec
 
 LAYOUTS = ("interleaved", "separate")
@@ -78,7 +78,7 @@ class Query:
             hidden, other, cache = run(calls, tokens, places, at_, cache)
             return calls.sample(hidden, other, at_, key)[0], order, cache
 
-        return Step(step, padding="bucket", reads_before=True)
+        return Step(step, padding="bucket", reads_before=True, parts=parts(plan))
 
     @staticmethod
     def _separate(calls, tokens, order, at_, cache):
@@ -89,7 +89,9 @@ class Query:
         body = content(begin + fed, tokens, order, known)
         steps = jnp.full((at_.size,), at_.index, jnp.int32)
         body = join(body, queries(at_.first + asked, tokens, order, steps))
-        body = body.replace(segments=(at_.size_before, at_.size))
+        body = body.replace(
+            segments=(at_.size_before, at_.size), filled=at_.known + at_.size_before
+        )
         return calls.net(body, cache.replace(cursor=jnp.asarray(begin, jnp.int32)))
 
     @staticmethod
@@ -102,6 +104,7 @@ class Query:
         place = jnp.where(slot < fed, begin + slot, ask)
         steps = jnp.where(slot < fed + at_.count, begin + slot, UNFILLED)
         body = interleaved(place, tokens, order, steps)
+        body = body.replace(filled=2 * (at_.known + at_.size_before) - 1 + at_.size)
         hidden, other, cache = calls.net(body, cache.replace(cursor=jnp.asarray(begin, jnp.int32)))
         asked = [h if h is None else at(h.swapaxes(1, 2), fed, at_.size) for h in (hidden, other)]
         return *(h if h is None else h.swapaxes(1, 2) for h in asked), cache

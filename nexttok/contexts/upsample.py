@@ -51,9 +51,7 @@ class Upsample:
         def run(tokens, order, at: At, state, key):
             del tokens
             cache, coarse, values = state
-            new = slots(plan, values, at.first, at.size)
-            if isinstance(at.first, int):
-                new = new.replace(cuts=(at.first + at.size,))
+            new = slots(plan, values, at.first, at.size).replace(filled=at.known + at.size)
             hidden, other, cache = calls.net(new, cache)
             ids = calls.sample(hidden, other, at, key)[0]
             if at.index + 1 < plan.calls:

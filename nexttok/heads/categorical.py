@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.config import build, check
 from nexttok.heads import guidance
-from nexttok.heads.draw import Draw
+from nexttok.heads.draw import Draw, categorical
 from nexttok.nn.linear import INITS, Linear, scaled
 from nexttok.nn.norms import layer_norm
 from nexttok.nn.transformer import initializer
@@ -131,15 +131,20 @@ class Categorical:
         scale: Float[Array, ""],
         draw: Draw,
     ) -> tuple[Int[Array, "B S"], Float[Array, "B S"]]:
-        """Draws ids by Gumbel-max from guided, then warped logits.
+        """Draws ids from guided, then warped logits.
 
         Returns:
           ids and the log-probability of each before warping, which confidences compare.
         """
-        logits = self.outputs(params, cond)
-        if uncond is not None:
-            logits = guidance.cfg(logits, self.outputs(params, uncond), scale)
-        ids = jax.random.categorical(rng, draw.warp(logits), axis=-1).astype(jnp.int32)
+        if uncond is None:
+            logits = self.outputs(params, cond)
+        elif self.tied:
+            every = self.outputs(params, cond), self.outputs(params, uncond)
+            logits = guidance.cfg(*every, scale)
+        else:  # guided hidden states have guided logits where the head is an affine map
+            cond, uncond = cond.astype(jnp.float32), uncond.astype(jnp.float32)
+            logits = self.outputs(params, guidance.cfg(cond, uncond, scale))
+        ids = categorical(rng, draw.warp(logits))
         picked = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         return ids, picked - jax.nn.logsumexp(logits, axis=-1)
 

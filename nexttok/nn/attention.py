@@ -1,4 +1,4 @@
-"""Attention masked by step ids, with an explicit key-value cache.
+"""Attention masked by step ids.
 
 One rule gives every mask of the library: slot k is visible to slot q when step[k] <= step[q].
 Causal, bidirectional, prefix and block-causal attention differ in the steps alone.
@@ -9,49 +9,14 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nexttok.nn.cache import Cache
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import Norm, unit
 from nexttok.nn.positions import rotate
-
-UNFILLED = jnp.iinfo(jnp.int32).max  # step of a cache slot that holds nothing: visible to nobody
-
-
-@flax.struct.dataclass
-class Cache:
-    """Keys and values of the slots processed so far.
-
-    Attributes:
-      keys, values: [layers, B, S, H, d].
-      steps: int32 [S], the step of each slot, UNFILLED where nothing was written.
-      cursor: int32 [], the slot that is written next.
-    """
-
-    keys: Float[Array, "L B S H d"]
-    values: Float[Array, "L B S H d"]
-    steps: Int[Array, "S"]
-    cursor: Int[Array, ""]
-
-    def add_steps(self, steps: Int[Array, "Q"]) -> Int[Array, "S"]:
-        """Steps of all slots once the new ones are written at the cursor."""
-        return jax.lax.dynamic_update_slice(self.steps, steps, (self.cursor,))
-
-
-def empty_cache(
-    layers: int, batch: int, slots: int, heads: int, head_dim: int, dtype: str = "float32"
-) -> Cache:
-    """A cache with room for `slots` slots and nothing in it."""
-    shape = (layers, batch, slots, heads, head_dim)
-    return Cache(
-        keys=jnp.zeros(shape, dtype),
-        values=jnp.zeros(shape, dtype),
-        steps=jnp.full((slots,), UNFILLED, jnp.int32),
-        cursor=jnp.zeros((), jnp.int32),
-    )
 
 
 def visible(
@@ -106,25 +71,6 @@ def attend_in_parts(
     return jnp.concatenate(parts, axis=1)
 
 
-@flax.struct.dataclass
-class LayerCache:
-    """One layer's share of a Cache: its keys and values [B, S, H, d] before the new slots are
-    written at `cursor`, and the steps [S] of all slots, the new ones included."""
-
-    keys: Float[Array, "B S H d"]
-    values: Float[Array, "B S H d"]
-    steps: Int[Array, "S"]
-    cursor: Int[Array, ""]
-
-    def write(self, k: Float[Array, "B Q H d"], v: Float[Array, "B Q H d"]) -> "LayerCache":
-        """Puts the new slots' keys and values at the cursor."""
-
-        def put(old, new):
-            return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, self.cursor, 0, 0))
-
-        return self.replace(keys=put(self.keys, k), values=put(self.values, v))
-
-
 class Attention(nn.Module):
     """Multi-head self- or cross-attention.
 
@@ -159,15 +105,17 @@ class Attention(nn.Module):
         rotary: Float[Array, "S half 2"] | Float[Array, "B S half 2"] | None = None,
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
-        cache: LayerCache | None = None,
+        cache: Cache | None = None,
+        layer: Int[Array, ""] | int = 0,
         cuts: tuple[int, ...] = (),
+        filled: int = 0,
         train: bool = False,
-    ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
+    ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Returns the output and, when one was given, the cache with the new slots written.
 
-        Self-attention reads x by `steps` (None: everything is visible), which keep the promise of
-        `cuts` (see nn/slots.py); with a cache it also reads the slots written before.
-        Cross-attention reads `context` where `context_mask` is True.
+        Self-attention reads x by `steps` (None: everything is visible), which keep the promises of
+        `cuts` and `filled` (see nn/slots.py); with a cache, whose `layer` this is, it also reads
+        the slots written before. Cross-attention reads `context` where `context_mask` is True.
         """
         heads = self.width // self.head_dim
         source = x if context is None else context
@@ -195,9 +143,9 @@ class Attention(nn.Module):
             if context_mask is not None:
                 mask = jnp.broadcast_to(context_mask[:, None], (*x.shape[:2], source.shape[1]))
         elif cache is not None:
-            cache, filled = cache.write(k, v), slice(cuts[0] if cuts else None)
-            k, v = cache.keys[:, filled], cache.values[:, filled]
-            mask, cuts = visible(steps, cache.steps[filled]), ()
+            cache = cache.write(layer, k, v)
+            k, v, seen = cache.read(layer, filled)
+            mask, cuts = visible(steps, seen), ()
         else:
             mask = None if steps is None else visible(steps, steps)
         drop = nn.Dropout(self.weight_dropout, deterministic=not train, name="weight_dropout")

@@ -32,8 +32,9 @@ class Slots:
       visible: at most so many slots are not QUERY (static; 0 for no promise), so that an encoder
         of the visible ones may be that short.
       cuts: static promise that slots before each of these places see none at or after it, so that
-        attention may leave such pairs out. Where there is a cache: how many of its slots are filled
-        once these are written, if that is known.
+        attention may leave such pairs out.
+      filled: static promise that a cache holds at most so many slots once these are written; 0 for
+        no promise.
     """
 
     content: Int[Array, "B S"] | Float[Array, "B S C"]
@@ -45,6 +46,7 @@ class Slots:
     segments: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     visible: int = flax.struct.field(pytree_node=False, default=0)
     cuts: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    filled: int = flax.struct.field(pytree_node=False, default=0)
 
     def twice(self) -> "Slots":
         """The same slots for a batch of 2B: a conditional and an unconditional half."""

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.mesh import constrain
-from nexttok.nn.attention import Attention, Cache, LayerCache
+from nexttok.nn.attention import Attention
+from nexttok.nn.cache import Cache
 from nexttok.nn.linear import INITS, Linear, scaled
 from nexttok.nn.norms import Norm
 
@@ -153,14 +154,15 @@ class Block(nn.Module):
     config: TransformerConfig
     segments: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
+    filled: int = 0
+    first_layer: int = 0
     train: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer, shared, steps, rotary, cond, context, context_mask):
-        x, tapped, tap = carry
+    def __call__(self, carry, layer, steps, rotary, cond, context, context_mask):
+        x, cache, tapped, tap = carry
         train = self.train
-        index, rate, memory = layer
-        cache = None if memory is None else LayerCache(*memory, *shared)
+        index, rate = layer
         c = self.config
 
         def residual(x, branch, gate):
@@ -196,8 +198,9 @@ class Block(nn.Module):
             return h if scales[i] is None else h * (1.0 + scales[i]) + shifts[i]
 
         h, cache = attention("attn")(
-            normed("norm1", 0), steps, rotary, cache=cache, cuts=self.cuts, train=train
-        )
+            normed("norm1", 0), steps, rotary, cache=cache, layer=self.first_layer + index,
+            cuts=self.cuts, filled=self.filled, train=train,
+        )  # fmt: skip
         x = residual(x, h, gates[0])
         x = c.norm_layer("norm1")(x) if c.post_norm else x
         if c.cross:
@@ -209,7 +212,7 @@ class Block(nn.Module):
         x = constrain(x, "batch", "sequence", None)
         if tapped is not None:
             tapped = jnp.where(index == tap, x, tapped)
-        return (x, tapped, tap), None if cache is None else (cache.keys, cache.values)
+        return (x, cache, tapped, tap), None
 
 
 class Transformer(nn.Module):
@@ -233,8 +236,10 @@ class Transformer(nn.Module):
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
         cache: Cache | None = None,
+        first_layer: int = 0,
         tap: int = -1,
         cuts: tuple[int, ...] = (),
+        filled: int = 0,
         train: bool = False,
     ) -> tuple[Float[Array, "B S D"], Cache | None, Float[Array, "B S D"] | None]:
         """Runs the blocks.
@@ -245,13 +250,14 @@ class Transformer(nn.Module):
           rotary: (cos, sin) of the slots (see nn/positions.py).
           cond: condition of adaLN, one vector or one per segment.
           context, context_mask: what cross-attention reads.
-          cache: slots processed before; its leaves lead with the layer axis.
-          cuts: what attention may leave out (see nn/slots.py).
+          cache: slots processed before, entered with `steps` (see nn/cache.py).
+          first_layer: which of the cache's layers is the first of these blocks.
+          cuts, filled: what attention may leave out (see nn/slots.py).
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
           train: enables dropout (rng stream "dropout").
 
         Returns:
-          Output, cache with the new slots, tapped features or None.
+          Output, cache with the new slots' keys and values, tapped features or None.
         """
         c = self.config
         block = Block
@@ -261,20 +267,13 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 6),
+            in_axes=(0, *[nn.broadcast] * 5),
             length=c.depth,
             unroll=min(c.unroll, c.depth),
-        )(c, self.segments, cuts, train, name="blocks")
+        )(c, self.segments, cuts, filled, first_layer, train, name="blocks")
         rates = jnp.asarray(np.linspace(0.0, c.drop_path, c.depth), jnp.float32)
-        tapped = jnp.zeros_like(x) if tap >= 0 else None
-        carry = (x, tapped, jnp.asarray(tap, jnp.int32))
-        memory, shared = None, None
-        if cache is not None:
-            memory, shared = (cache.keys, cache.values), (cache.add_steps(steps), cache.cursor)
         indices = jnp.arange(c.depth, dtype=jnp.int32)
-        (x, tapped, _), memory = layers(
-            carry, (indices, rates, memory), shared, steps, rotary, cond, context, context_mask
-        )
-        if cache is not None:
-            cache = Cache(*memory, shared[0], cache.cursor + x.shape[1])
-        return x, cache, tapped
+        tapped = jnp.zeros_like(x) if tap >= 0 else None
+        carry = (x, cache, tapped, jnp.asarray(tap, jnp.int32))
+        carry, _ = layers(carry, (indices, rates), steps, rotary, cond, context, context_mask)
+        return carry[:3]

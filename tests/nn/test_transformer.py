@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nexttok.config import ConfigError
-from nexttok.nn.attention import attend, empty_cache
+from nexttok.nn.attention import attend
+from nexttok.nn.cache import empty_cache, enter, leave
 from nexttok.nn.norms import Norm
 from nexttok.nn.positions import (
     grid_positions,
@@ -96,13 +97,15 @@ def test_block_causal_by_gradient_and_cache_equals_full(name):
     cache = empty_cache(3, 2, 6, 2, 8)
     parts = []
     for start, end in ((0, 1), (1, 3), (3, 6)):
-        out, cache, _ = jax.jit(model.apply)(
+        out, cache, _ = jax.jit(model.apply, static_argnames="filled")(
             variables,
             X[:, start:end],
             steps=steps[start:end],
             rotary=rotary[start:end],
-            cache=cache,
+            cache=enter(cache, steps[start:end]),
+            filled=end,
         )
+        cache = leave(cache, end - start)
         parts.append(out)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=1e-4, atol=1e-5)
     assert int(cache.cursor) == 6

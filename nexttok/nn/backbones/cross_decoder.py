@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nexttok.nn.attention import Cache, LayerCache, attend, empty_cache, visible
+from nexttok.nn.attention import attend, visible
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
 from nexttok.nn.backbones.decoder import FinalNorm
 from nexttok.nn.backbones.embed import Embed
-from nexttok.nn.backbones.encoder_decoder import merge, split
+from nexttok.nn.cache import Cache, empty_cache, enter, leave
 from nexttok.nn.linear import Linear
 from nexttok.nn.positions import rotate
 from nexttok.nn.slots import QUERY, Slots
@@ -71,20 +71,17 @@ class CrossDecoder(nn.Module):
         turn, ask = (
             (None, None) if rotary is None else (rotary[..., :n, :, :], rotary[..., n:, :, :])
         )
-        first, memory = split(cache, c.depth)
-        stack = c.transformer(self.dtype, c.depth)
-        h, first, _ = Transformer(stack, (n,), name="content")(
-            x[:, :n], steps=slots.steps[:n], rotary=turn, cache=first, train=train
-        )
+        stack, steps = c.transformer(self.dtype, c.depth), slots.steps[:n]
+        h, cache, _ = Transformer(stack, (n,), name="content")(
+            x[:, :n], steps=steps, rotary=turn, cache=enter(cache, steps), filled=slots.filled,
+            train=train,
+        )  # fmt: skip
         h = stack.norm_layer("memory_norm")(h)
         keys, values = (self._heads(h, name) for name in ("wk", "wv"))
         keys = keys if turn is None else rotate(keys, turn)
-        steps = slots.steps[:n]
-        if memory is not None:
-            layer = LayerCache(memory.keys[0], memory.values[0], first.steps, memory.cursor)
-            layer = layer.write(keys, values)
-            keys, values, steps = layer.keys, layer.values, first.steps
-            memory = first.replace(keys=keys[None], values=values[None])
+        if cache is not None:
+            cache = cache.write(c.depth, keys, values)
+            keys, values, steps = cache.read(c.depth, slots.filled)
         layers = nn.scan(
             nn.remat(CrossBlock, prevent_cse=False) if c.remat else CrossBlock,
             variable_axes={"params": 0},
@@ -96,7 +93,7 @@ class CrossDecoder(nn.Module):
         mask = visible(slots.steps[n:], steps)
         count = jnp.arange(c.decoder_depth, dtype=jnp.int32)
         q, _ = layers(x[:, n:], count, keys, values, mask, ask)
-        return FinalNorm(c, self.dtype, name="final")(q, classes), merge(first, memory)
+        return FinalNorm(c, self.dtype, name="final")(q, classes), leave(cache, n)
 
     def _heads(self, h, name):
         c = self.config

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nexttok.nn.attention import Cache, empty_cache
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
 from nexttok.nn.backbones.embed import Embed
+from nexttok.nn.cache import Cache, empty_cache, enter, leave
 from nexttok.nn.linear import Linear, scaled
 from nexttok.nn.norms import Norm, layer_norm
 from nexttok.nn.slots import QUERY, START, Slots
@@ -56,8 +56,11 @@ class Decoder(nn.Module):
         embed = Embed(c, self.inputs, self.dtype, spared=spared, name="embed")
         x, classes, cond, rotary = embed(slots, label, train)
         trunk = Transformer(c.transformer(self.dtype, c.depth), (x.shape[1],), name="trunk")
-        x, cache, _ = trunk(x, slots.steps, rotary, cond, cache=cache, cuts=slots.cuts, train=train)
-        return FinalNorm(c, self.dtype, name="final")(x, classes), cache
+        x, cache, _ = trunk(
+            x, slots.steps, rotary, cond, cache=enter(cache, slots.steps), cuts=slots.cuts,
+            filled=slots.filled, train=train,
+        )  # fmt: skip
+        return FinalNorm(c, self.dtype, name="final")(x, classes), leave(cache, x.shape[1])
 
 
 def make(config: BackboneConfig, inputs: Inputs, dtype: str) -> Decoder:

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nexttok.nn.attention import UNFILLED, Cache, empty_cache
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
 from nexttok.nn.backbones.decoder import FinalNorm
 from nexttok.nn.backbones.embed import Embed
+from nexttok.nn.cache import UNFILLED, Cache, empty_cache, enter, leave
 from nexttok.nn.linear import INITS, Linear
 from nexttok.nn.slots import QUERY, Slots
 from nexttok.nn.transformer import Transformer
@@ -55,13 +55,16 @@ class EncoderDecoder(nn.Module):
         c = self.config
         embed = Embed(c, self.inputs, self.dtype, hidden_queries=True, name="embed")
         x, classes, cond, rotary = embed(slots, label, train)
-        first, second = split(cache, c.depth)
+        cache = enter(cache, slots.steps)
         segments = slots.segments or (x.shape[1],)
         norm = FinalNorm(c, self.dtype, name="encoder_norm")
 
         def encoder(x, steps, segments):
             stack = Transformer(c.transformer(self.dtype, c.depth), segments, name="encoder")
-            y, memory, _ = stack(x, steps=steps, rotary=rotary, cond=cond, cache=first, train=train)
+            y, memory, _ = stack(
+                x, steps=steps, rotary=rotary, cond=cond, cache=cache, filled=slots.filled,
+                train=train,
+            )  # fmt: skip
             y = norm(y, classes)
             return Linear(c.width, init=c.init, dtype=self.dtype, name="bridge")(y), memory
 
@@ -71,43 +74,27 @@ class EncoderDecoder(nn.Module):
             count = slots.visible or x.shape[1]
             absent = jnp.take_along_axis(hidden, order[:, :count], axis=1)
             steps = jnp.where(absent, UNFILLED, 0)
-            packed, first = encoder(pack(x, order, count), steps, (count,))
+            packed, cache = encoder(pack(x, order, count), steps, (count,))
             filler = self.param("mask_token", INITS["normal02"], (1, c.width)).astype(self.dtype)
             x = unpack(packed, order, hidden, filler[0])
         else:
-            x, first = encoder(x, slots.steps, segments)
+            x, cache = encoder(x, slots.steps, segments)
         x = x + self._positions("positions", slots.index)
-        x, second, _ = Transformer(
+        x, cache, _ = Transformer(
             c.transformer(self.dtype, c.decoder_depth), segments, name="decoder"
-        )(x, steps=slots.steps, rotary=rotary, cond=cond, cache=second, train=train)
+        )(
+            x, steps=slots.steps, rotary=rotary, cond=cond, cache=cache, first_layer=c.depth,
+            filled=slots.filled, train=train,
+        )  # fmt: skip
         x = FinalNorm(c, self.dtype, name="decoder_norm")(x, classes)
         if c.output_positions:
             x = x + self._positions("output_positions", slots.index)
-        return x, merge(first, second)
+        return x, leave(cache, x.shape[1])
 
     def _positions(self, name, index):
         shape = (self.inputs.slots, self.config.width)
         table = self.param(name, INITS["normal02"], shape).astype(self.dtype)
         return jnp.take(table, index, axis=0)[None]
-
-
-def split(cache: Cache | None, layers: int) -> tuple[Cache | None, Cache | None]:
-    """A cache of two stacks as two caches; the first has `layers` layers."""
-    if cache is None:
-        return None, None
-    low = cache.replace(keys=cache.keys[:layers], values=cache.values[:layers])
-    high = cache.replace(keys=cache.keys[layers:], values=cache.values[layers:])
-    return low, high
-
-
-def merge(first: Cache | None, second: Cache | None) -> Cache | None:
-    """Inverse of split."""
-    if first is None:
-        return None
-    return second.replace(
-        keys=jnp.concatenate([first.keys, second.keys]),
-        values=jnp.concatenate([first.values, second.values]),
-    )
 
 
 def make(config: BackboneConfig, inputs: Inputs, dtype: str) -> EncoderDecoder:
