@@ -44,8 +44,9 @@ class Step:
     Attributes:
       run: (tokens [B, M, ...] in generation order, order [B, N], at, state, key) -> (new tokens
         [B, at.size, ...], order, state). Tokens from at.first on are not known yet.
-      padding: "none": steps of equal size share a scan; "bucket": sizes up to the same power of two
-        do; "all": every step does. The step must ignore what lies beyond at.count.
+      padding: "none": steps of equal size share a scan; "bucket": sizes up to the same number of
+        `digits` binary digits and zeros do; "all": every step does. The step must ignore what lies
+        beyond at.count.
       reads_before: its shape depends on the size of the step before, too.
       alone_first: the first step has a shape of its own.
       parts: its shape depends on how many of so many parts of the tokens are known before it.
@@ -54,6 +55,7 @@ class Step:
 
     run: Callable[..., tuple[Array, Array, Any]]
     padding: str = "none"
+    digits: int = 1
     reads_before: bool = False
     alone_first: bool = False
     parts: int = 1
@@ -75,7 +77,7 @@ def runs(plan: Plan, step: Step, given: int) -> list[list[At]]:
     def bucket(size):
         if step.padding == "none":
             return size
-        return 0 if step.padding == "all" else 1 << (size - 1).bit_length()
+        return 0 if step.padding == "all" else _rounded_up(size, step.digits)
 
     groups: list[list[tuple]] = []
     last = None
@@ -87,6 +89,12 @@ def runs(plan: Plan, step: Step, given: int) -> list[list[At]]:
             last = key
         groups[-1].append(tuple(int(v) for v in row))
     return [[At(*row, *_bounds(group), len(sizes)) for row in group] for group in groups]
+
+
+def _rounded_up(size, digits):
+    """The next number of so many binary digits that count, zeros behind them: 2 of 5 give 6."""
+    unit = 1 << max(size.bit_length() - digits, 0)
+    return -(-size // unit) * unit
 
 
 def _bounds(group):

@@ -1,5 +1,7 @@
 """Plans: a permutation, sizes that sum, and the mask that follows from them."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,6 +87,14 @@ def test_runs_group_equal_steps():
     assert shapes(PLANS["raster_1d"]) == [(0, 1, 16)]
     assert shapes(PLANS["raster_1d"], alone_first=True) == [(0, 1, 1), (1, 1, 15)]
     assert shapes(PLANS["blocks"], padding="bucket") == [(0, 1, 1), (1, 4, 3)]
+    sizes = (3, 5, 7, 8, 9, 10, 11)
+    grown = dataclasses.replace(
+        PLANS["raster_1d"], order=np.arange(53, dtype=np.int32), sizes=sizes
+    )
+    assert shapes(grown, padding="bucket") == [(0, 3, 1), (3, 8, 3), (23, 11, 3)]
+    assert shapes(grown, padding="bucket", digits=3) == [
+        (0, 3, 1), (3, 5, 1), (8, 7, 1), (15, 8, 1), (23, 10, 2), (42, 11, 1),
+    ]  # fmt: skip
     quarters = runs(PLANS["raster_1d"], Step(print, parts=4), 0)
     assert [(len(g), g[0].known) for g in quarters] == [(4, 3), (4, 7), (4, 11), (4, 15)]
 

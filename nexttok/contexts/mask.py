@@ -21,7 +21,8 @@ from nexttok.steps import At, Step, random_order
 from nexttok.tokens import Tokens, TokenSpec
 
 SCHEDULES = ("cosine", "truncated_normal")
-STD, PARTS = 0.25, 4
+STD = 0.25
+PARTS, DIGITS = 16, 3  # how finely steps of a random order are told apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Mask:
             return _take(drawn, chosen), order, state
 
         if plan.kind == "random":
-            return Step(run, padding="bucket", parts=PARTS)
+            return Step(run, padding="bucket", digits=DIGITS, parts=PARTS)
         return Step(run, padding="all")
 
 

@@ -29,7 +29,9 @@ normal02 = nn.initializers.normal(0.02)
 
 
 class Denoiser(nn.Module):
-    """SimpleMLPAdaLN of MAR: (x_t, t, z) -> (noise, variance logits).
+    """SimpleMLPAdaLN of MAR: (x_t, t, W z) -> (noise, variance logits).
+
+    The condition comes as W z, as it is the same at all times; t may be one time for all rows.
 
     Attributes:
       channels: C of a token; width, depth: of the residual blocks.
@@ -42,7 +44,7 @@ class Denoiser(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "M C"], t: Float[Array, "M"], z: Float[Array, "M D"]
+        self, x: Float[Array, "M C"], t: Float[Array, "T"], condition: Float[Array, "M W"]
     ) -> tuple[Float[Array, "M C"], Float[Array, "M C"]]:
         def linear(features, name, init="xavier"):
             return Linear(features, init=init, dtype=self.dtype, name=name)
@@ -52,7 +54,7 @@ class Denoiser(nn.Module):
         y = linear(self.width, "time2", normal02)(
             jax.nn.silu(linear(self.width, "time1", normal02)(times))
         )
-        y = jax.nn.silu(y + linear(self.width, "bridge")(z))
+        y = jax.nn.silu(y + condition)
         for i in range(self.depth):
             mods = linear(3 * self.width, f"block{i}_adaln", "zeros")(y)
             shift, scale, gate = jnp.split(mods, 3, axis=-1)
@@ -63,6 +65,16 @@ class Denoiser(nn.Module):
         h = layer_norm(h, 1e-6) * (1.0 + scale) + shift
         out = linear(2 * self.channels, "moments", "zeros")(h).astype(jnp.float32)
         return out[..., : self.channels], out[..., self.channels :]
+
+
+class Condition(nn.Module):
+    """W z of a hidden state z."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "M D"]) -> Float[Array, "M W"]:
+        return Linear(self.width, name="bridge")(z)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,9 +239,22 @@ class Diffusion:
         return Denoiser(self.channels, self.width, self.depth)
 
     def init_params(self, rng: Array) -> dict:
-        """Parameters of the denoiser."""
-        x, z = jnp.zeros((1, self.channels)), jnp.zeros((1, self.hidden))
-        return self._net.init(rng, x, jnp.zeros((1,)), z)["params"]
+        """Parameters of the denoiser and, as "bridge", of its condition."""
+        x, z, told = (jnp.zeros((1, n)) for n in (self.channels, self.hidden, self.width))
+        first = Condition(self.width).init(stream(rng, "bridge"), z)["params"]
+        return first | self._net.init(rng, x, jnp.zeros((1,)), told)["params"]
+
+    def condition(self, params: dict, hidden: Float[Array, "*n D"]) -> Float[Array, "M W"]:
+        """What the denoiser is told of the hidden states."""
+        own = {"params": {"bridge": params["bridge"]}}
+        return Condition(self.width).apply(own, hidden.reshape(-1, self.hidden))
+
+    def denoise(
+        self, params: dict, x: Float[Array, "M C"], t: Float[Array, "T"], condition: Array
+    ) -> tuple[Float[Array, "M C"], Float[Array, "M C"]]:
+        """Noise and variance logits of x at times t, one per row or one for all."""
+        own = {k: v for k, v in params.items() if k != "bridge"}
+        return self._net.apply({"params": own}, x, t, condition)
 
     def loss(
         self,
@@ -243,20 +268,20 @@ class Diffusion:
         del train
         shape = target.shape[:2]
         x0 = jnp.tile(target.reshape(-1, self.channels), (self.repeats, 1))
-        z = jnp.tile(hidden.reshape(-1, self.hidden), (self.repeats, 1))
+        told = jnp.tile(self.condition(params, hidden), (self.repeats, 1))
         step = jax.random.randint(stream(rng, "time"), (len(x0),), 0, TIMES, jnp.int32)
         noise = jax.random.normal(stream(rng, "noise"), x0.shape)
-        error, bound = self.parts(params, x0, noise, step, z)
+        error, bound = self.parts(params, x0, noise, step, told)
         total = (error + bound).reshape(self.repeats, *shape).mean(0)
         return total, {"noise_mse": error.mean(), "bound_bits": bound.mean()}
 
     def parts(
-        self, params: dict, x0: Array, noise: Array, step: Int[Array, "M"], z: Float[Array, "M D"]
+        self, params: dict, x0: Array, noise: Array, step: Int[Array, "M"], condition: Array
     ) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
-        """The two terms of the loss for given noise and times."""
+        """The two terms of the loss for given noise and times; see `condition`."""
         chain = cosine_chain(TIMES)
         x = chain.at("signal", step) * x0 + chain.at("noise", step) * noise
-        predicted, v = self._net.apply({"params": params}, x, chain.at("times", step)[:, 0], z)
+        predicted, v = self.denoise(params, x, chain.at("times", step)[:, 0], condition)
         return terms(x0, noise, step, predicted, v)
 
     def sample(
@@ -271,13 +296,12 @@ class Diffusion:
         """Ancestral sampling from noise; guidance mixes the predicted noises only."""
         chain, shape = cosine_chain(self.steps), cond.shape[:2]
         both = cond if uncond is None else jnp.concatenate([cond, uncond])
-        both = both.reshape(-1, self.hidden)
-        rows = math.prod(shape)
+        told, rows = self.condition(params, both), math.prod(shape)
 
-        def denoise(x, step):
+        def back(x, step):
             twice = x if uncond is None else jnp.concatenate([x, x])
-            t = jnp.full((len(twice),), jnp.take(jnp.asarray(chain.table["times"]), step))
-            noise, v = self._net.apply({"params": params}, twice, t, both)
+            t = jnp.take(jnp.asarray(chain.table["times"]), step[None])
+            noise, v = self.denoise(params, twice, t, told)
             if uncond is not None:
                 noise = guidance.cfg(noise[:rows], noise[rows:], scale)
                 v = v[:rows]
@@ -286,7 +310,7 @@ class Diffusion:
             return ancestral(chain, x, noise, v, at, fresh, draw.temperature, self.clip), None
 
         x = jax.random.normal(stream(rng, "start"), (rows, self.channels))
-        x, _ = jax.lax.scan(denoise, x, jnp.arange(self.steps - 1, -1, -1, dtype=jnp.int32))
+        x, _ = jax.lax.scan(back, x, jnp.arange(self.steps - 1, -1, -1, dtype=jnp.int32))
         return x.reshape(*shape, self.channels), None
 
 

@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from nexttok.config import check
-
-BISECTIONS = 40  # halvings of the probability threshold: below float32 resolution
 
 
 def top_k(logits: Float[Array, "*n V"], k: int) -> Float[Array, "*n V"]:
@@ -20,20 +18,13 @@ def top_k(logits: Float[Array, "*n V"], k: int) -> Float[Array, "*n V"]:
 def kth_largest(x: Float[Array, "*n V"], k: int) -> Float[Array, "*n 1"]:
     """The k-th largest value, ties counted, exact in float32.
 
-    Its bits are found from the first to the last, each by one count: read as unsigned integers,
-    with the sign bit flipped (all bits, of negative numbers), floats keep their order.
+    Read as unsigned integers, with the sign bit flipped (all bits, of negative numbers), floats
+    keep their order.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     ordered = jnp.where(bits >= sign, ~bits, bits | sign)
-
-    def next_bit(i, found):
-        larger = found | (sign >> i.astype(jnp.uint32))
-        enough = (ordered >= larger).sum(-1, keepdims=True) >= k
-        return jnp.where(enough, larger, found)
-
-    found = jnp.zeros((*x.shape[:-1], 1), jnp.uint32)
-    found = jax.lax.fori_loop(0, 32, next_bit, found)
+    found = _last_that_keeps(ordered, jnp.ones((), jnp.int32), k, 32)
     bits = jnp.where(found >= sign, found ^ sign, ~found)
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(x.dtype)
 
@@ -41,20 +32,30 @@ def kth_largest(x: Float[Array, "*n V"], k: int) -> Float[Array, "*n 1"]:
 def top_p(logits: Float[Array, "*n V"], p: float) -> Float[Array, "*n V"]:
     """Nucleus truncation (Holtzman et al., 2020): the smallest set of likely tokens of mass >= p.
 
-    The set is {q >= t} for the largest t whose mass reaches p; t is found by bisection, which costs
-    a few passes where a sort would cost many. Tokens tied at the boundary survive together.
+    Tokens tied at the boundary survive together.
     """
     probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    bits = jax.lax.bitcast_convert_type(probs, jnp.uint32)
+    least = _last_that_keeps(bits, probs, p, 30)  # the first two bits of 0 .. 1 are 0
+    return jnp.where((bits >= least) | (probs >= probs.max(-1, keepdims=True)), logits, -jnp.inf)
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        enough = jnp.where(probs >= middle, probs, 0.0).sum(-1, keepdims=True) >= p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    top = probs.max(-1, keepdims=True)
-    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros_like(top), top))
-    return jnp.where((probs >= low) | (probs >= top), logits, -jnp.inf)
+def _last_that_keeps(
+    values: UInt32[Array, "*n V"], weights: Array, least: float, bits: int
+) -> UInt32[Array, "*n 1"]:
+    """The largest t whose {values >= t} weighs at least `least`; 0 where nothing does.
+
+    Its bits, of which the last `bits` can be 1, are found from the first to the last, each by one
+    pass over the values, where a sort would cost many.
+    """
+
+    def next_bit(i, found):
+        larger = found | jnp.uint32(1) << (bits - 1 - i).astype(jnp.uint32)
+        kept = jnp.where(values >= larger, weights, jnp.zeros_like(weights))
+        return jnp.where(kept.sum(-1, keepdims=True) >= least, larger, found)
+
+    found = jnp.zeros((*values.shape[:-1], 1), jnp.uint32)
+    return jax.lax.fori_loop(0, bits, next_bit, found)
 
 
 def warper(temperature: float, k: int, p: float) -> Callable[[Array], Array]:

@@ -61,7 +61,7 @@ def test_mar_hidden_states_and_loss(mar):
     flat = [jnp.asarray(fixture[k]).reshape(32, -1) for k in ("x", "noise")]
     t = jnp.asarray(fixture["t"]).reshape(-1).astype(jnp.int32)
     error, bound = gen.head.parts(
-        params["head"], *flat, t, jnp.asarray(fixture["z"]).reshape(32, -1)
+        params["head"], *flat, t, gen.head.condition(params["head"], jnp.asarray(fixture["z"]))
     )
     official.close(error, fixture["mse"].reshape(-1))
     np.testing.assert_allclose(bound, fixture["vb"].reshape(-1), rtol=2e-4, atol=1e-4)
@@ -74,12 +74,11 @@ def test_mar_single_denoising_steps(mar):
     gen, params, fixture = mar
     chain = diffusion.cosine_chain(8)
     assert list(chain.times) == list(fixture["timestep_map"])
-    z = jnp.asarray(fixture["z"]).reshape(32, -1)
-    net = gen.head._net
+    told = gen.head.condition(params["head"], jnp.asarray(fixture["z"]))
     for i in range(8):
         x = jnp.asarray(fixture["step_x"][i]).reshape(32, 4)
-        t = jnp.full((32,), float(chain.times[i]))
-        noise, v = net.apply({"params": params["head"]}, x, t, z)
+        t = jnp.full((1,), float(chain.times[i]))
+        noise, v = gen.head.denoise(params["head"], x, t, told)
         at = jnp.full((32,), i, jnp.int32)
         mean, log_var = diffusion.posterior(chain, x, noise, v, at)
         official.close(mean, fixture["step_mean"][i].reshape(32, 4))
