@@ -104,23 +104,17 @@ class Mask:
             shown = _take(tokens[:, :n], rank)
             shown = jnp.where(_like(hidden, shown), jnp.zeros_like(shown), shown)
             known = canvas(shown, hidden, prefix).replace(visible=max(1, prefix + at.known))
-            states = calls.net(known, None)[:2]
-            states = [h if h is None else h[:, prefix:] for h in states]
             if plan.kind == "random":
-                chosen = jax.lax.dynamic_slice_in_dim(
-                    jnp.pad(order, ((0, 0), (0, at.size))), at.first, at.size, axis=1
-                )
-                states = [h if h is None else _take(h, chosen) for h in states]
+                chosen = _step_of(order, at)
+                states = calls.net(known.replace(wanted=prefix + chosen), None)[:2]
                 return calls.sample(*states, at, key)[0], order, state
+            states = [h if h is None else h[:, prefix:] for h in calls.net(known, None)[:2]]
             drawn, log_prob = calls.sample(*states, at, key)
             share = (jnp.asarray(at.index, jnp.float32) + 1.0) / at.steps
             gumbel = jax.random.gumbel(stream(key, "confidence"), log_prob.shape)
             sure = log_prob + calls.confidence * (1.0 - share) * gumbel
             order = surest_first(order, hidden, sure)
-            chosen = jax.lax.dynamic_slice_in_dim(
-                jnp.pad(order, ((0, 0), (0, at.size))), at.first, at.size, axis=1
-            )
-            return _take(drawn, chosen), order, state
+            return _take(drawn, _step_of(order, at)), order, state
 
         if plan.kind == "random":
             return Step(run, padding="bucket", digits=DIGITS, parts=PARTS)
@@ -156,6 +150,12 @@ def surest_first(
     rank = jnp.argsort(order, axis=1).astype(jnp.float32)
     within = jnp.where(hidden, -sure, rank)
     return jnp.lexsort((within, hidden.astype(jnp.int32)), axis=-1).astype(jnp.int32)
+
+
+def _step_of(order, at):
+    """The positions [B, at.size] that a step predicts; what is beyond the end is padding."""
+    room = jnp.pad(order, ((0, 0), (0, at.size)))
+    return jax.lax.dynamic_slice_in_dim(room, at.first, at.size, axis=1)
 
 
 def _take(x, index):

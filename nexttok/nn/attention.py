@@ -17,12 +17,16 @@ from nexttok.nn.cache import Cache
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import Norm, unit
 from nexttok.nn.positions import rotate
+from nexttok.nn.slots import pick
 
 
 def visible(
-    query_steps: Int[Array, "*b Q"], key_steps: Int[Array, "*b K"], strict: bool = False
+    query_steps: Int[Array, "*b Q"],
+    key_steps: Int[Array, "*b K"] | Int[Array, "K"],
+    strict: bool = False,
 ) -> Bool[Array, "*b Q K"]:
     """True where a query may read a key: step[key] <= step[query], or < when `strict`."""
+    key_steps = key_steps.reshape((1,) * (query_steps.ndim - key_steps.ndim) + key_steps.shape)
     q, k = query_steps[..., :, None], key_steps[..., None, :]
     return k < q if strict else k <= q
 
@@ -109,17 +113,20 @@ class Attention(nn.Module):
         layer: Int[Array, ""] | int = 0,
         cuts: tuple[int, ...] = (),
         filled: int = 0,
+        wanted: Int[Array, "B n"] | None = None,
         train: bool = False,
-    ) -> tuple[Float[Array, "B S D"], Cache | None]:
+    ) -> tuple[Float[Array, "B n D"], Cache | None]:
         """Returns the output and, when one was given, the cache with the new slots written.
 
         Self-attention reads x by `steps` (None: everything is visible), which keep the promises of
         `cuts` and `filled` (see nn/slots.py); with a cache, whose `layer` this is, it also reads
-        the slots written before. Cross-attention reads `context` where `context_mask` is True.
+        the slots written before. Only the slots that are `wanted` ask (None: all do).
+        Cross-attention reads `context` where `context_mask` is True.
         """
         heads = self.width // self.head_dim
-        source = x if context is None else context
-
+        source, x = x if context is None else context, pick(x, wanted)
+        ask = None if steps is None else pick(steps, wanted, steps.ndim == 1)
+        turn = None if rotary is None else pick(rotary, wanted, rotary.ndim == 3)
         scale = self.scale or self.head_dim**-0.5
 
         def project(name, inputs, bias):
@@ -137,7 +144,7 @@ class Attention(nn.Module):
             q = Norm(self.qk_norm, self.qk_affine, name="q_norm")(q)
             k = Norm(self.qk_norm, self.qk_affine, name="k_norm")(k)
         if rotary is not None and context is None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            q, k = rotate(q, turn), rotate(k, rotary)
         if context is not None:
             mask = None
             if context_mask is not None:
@@ -145,9 +152,9 @@ class Attention(nn.Module):
         elif cache is not None:
             cache = cache.write(layer, k, v)
             k, v, seen = cache.read(layer, filled)
-            mask, cuts = visible(steps, seen), ()
+            mask, cuts = visible(ask, seen), ()
         else:
-            mask = None if steps is None else visible(steps, steps)
+            mask = None if steps is None else visible(ask, steps)
         drop = nn.Dropout(self.weight_dropout, deterministic=not train, name="weight_dropout")
         k, v = k.astype(q.dtype), v.astype(q.dtype)
         y = attend_in_parts(q, k, v, mask, scale, drop, cuts)

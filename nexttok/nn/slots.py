@@ -33,6 +33,8 @@ class Slots:
         of the visible ones may be that short.
       cuts: static promise that slots before each of these places see none at or after it, so that
         attention may leave such pairs out.
+      wanted: slots whose hidden states are wanted, int32 [B, n], where a last layer may be spared
+        the others; None for all.
       filled: static promise that a cache holds at most so many slots once these are written; 0 for
         no promise.
     """
@@ -43,6 +45,7 @@ class Slots:
     place: Int[Array, "S"] | Int[Array, "B S"]
     steps: Int[Array, "S"] | Int[Array, "B S"]
     times: Float[Array, "B G"] | None = None
+    wanted: Int[Array, "B n"] | None = None
     segments: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     visible: int = flax.struct.field(pytree_node=False, default=0)
     cuts: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
@@ -60,6 +63,7 @@ class Slots:
             place=double(self.place, self.place.ndim == 2),
             steps=double(self.steps, self.steps.ndim == 2),
             times=None if self.times is None else double(self.times, True),
+            wanted=None if self.wanted is None else double(self.wanted, True),
         )
 
 
@@ -101,6 +105,18 @@ def class_slots(content: Array, count: int) -> Slots:
         place=jnp.full((count,), -1, jnp.int32),
         steps=jnp.full((count,), -1, jnp.int32),
     )
+
+
+def pick(x: Array | None, wanted: Int[Array, "B n"] | None, shared: bool = False) -> Array | None:
+    """The wanted slots [B, n, ...] of x [B, S, ...], or of [S, ...] that a batch has `shared`.
+
+    Without an x there is none to pick; without `wanted` x stays as it is.
+    """
+    if x is None or wanted is None:
+        return x
+    if shared:
+        return jnp.take(x, wanted, axis=0)
+    return jnp.take_along_axis(x, wanted.reshape(*wanted.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def at(values: Array, first, size: int) -> Array:

@@ -15,6 +15,7 @@ from nexttok.nn.attention import Attention
 from nexttok.nn.cache import Cache
 from nexttok.nn.linear import INITS, Linear, scaled
 from nexttok.nn.norms import Norm
+from nexttok.nn.slots import pick
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -159,7 +160,7 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer, steps, rotary, cond, context, context_mask):
+    def __call__(self, carry, layer, steps, rotary, cond, context, context_mask, wanted):
         x, cache, tapped, tap = carry
         train = self.train
         index, rate = layer
@@ -199,8 +200,10 @@ class Block(nn.Module):
 
         h, cache = attention("attn")(
             normed("norm1", 0), steps, rotary, cache=cache, layer=self.first_layer + index,
-            cuts=self.cuts, filled=self.filled, train=train,
+            cuts=self.cuts, filled=self.filled, wanted=wanted, train=train,
         )  # fmt: skip
+        x, *mods = (pick(v, wanted) for v in (x, *gates, shifts[1], scales[1]))
+        gates, shifts, scales = mods[:2], mods[2:3] * 2, mods[3:] * 2
         x = residual(x, h, gates[0])
         x = c.norm_layer("norm1")(x) if c.post_norm else x
         if c.cross:
@@ -240,8 +243,9 @@ class Transformer(nn.Module):
         tap: int = -1,
         cuts: tuple[int, ...] = (),
         filled: int = 0,
+        wanted: Int[Array, "B n"] | None = None,
         train: bool = False,
-    ) -> tuple[Float[Array, "B S D"], Cache | None, Float[Array, "B S D"] | None]:
+    ) -> tuple[Float[Array, "B n D"], Cache | None, Float[Array, "B S D"] | None]:
         """Runs the blocks.
 
         Args:
@@ -254,26 +258,42 @@ class Transformer(nn.Module):
           first_layer: which of the cache's layers is the first of these blocks.
           cuts, filled: what attention may leave out (see nn/slots.py).
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
+          wanted: the slots of the output; None for all. The last layer computes them alone. Not
+            with `tap`, nor in training.
           train: enables dropout (rng stream "dropout").
 
         Returns:
           Output, cache with the new slots' keys and values, tapped features or None.
         """
         c = self.config
-        block = Block
-        if c.remat:
-            block = nn.remat(Block, prevent_cse=False)
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 5),
-            length=c.depth,
-            unroll=min(c.unroll, c.depth),
-        )(c, self.segments, cuts, filled, first_layer, train, name="blocks")
         rates = jnp.asarray(np.linspace(0.0, c.drop_path, c.depth), jnp.float32)
-        indices = jnp.arange(c.depth, dtype=jnp.int32)
+        layers = (jnp.arange(c.depth, dtype=jnp.int32), rates)
         tapped = jnp.zeros_like(x) if tap >= 0 else None
         carry = (x, cache, tapped, jnp.asarray(tap, jnp.int32))
-        carry, _ = layers(carry, (indices, rates), steps, rotary, cond, context, context_mask)
-        return carry[:3]
+        shared = (steps, rotary, cond, context, context_mask)
+        options = (c, self.segments, cuts, filled, first_layer, train)
+        if wanted is None or self.is_initializing():
+            blocks = _scanned(c, c.depth)(*options, name="blocks")
+            return blocks(carry, layers, *shared, None)[0][:3]
+        # the parameters of all layers lie in one stack: the last layer, of its own shape, and those
+        # before it are applied to their parts of it
+        stack = self.variables["params"]["blocks"]
+        if c.depth > 1:
+            before, own = jax.tree.map(lambda v: v[:-1], (layers, stack))
+            blocks = _scanned(c, c.depth - 1)(*options, parent=None)
+            carry = blocks.apply({"params": own}, carry, before, *shared, None)[0]
+        last, own = jax.tree.map(lambda v: v[-1], (layers, stack))
+        block = Block(*options, parent=None)
+        return block.apply({"params": own}, carry, last, *shared, wanted)[0][:3]
+
+
+def _scanned(c, depth):
+    """The class of `depth` blocks under one scan."""
+    return nn.scan(
+        nn.remat(Block, prevent_cse=False) if c.remat else Block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, *[nn.broadcast] * 6),
+        length=depth,
+        unroll=min(c.unroll, depth),
+    )

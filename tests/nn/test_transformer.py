@@ -70,6 +70,24 @@ def test_cuts_leave_out_what_is_not_seen():
     assert np.abs(wrong - whole[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("change", [{}, dict(depth=1), dict(adaln=2, post_norm=True)])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_the_last_layer_computes_what_is_wanted(change, per_example):
+    config = dataclasses.replace(BASE, **change)
+    steps = jnp.asarray([0, 0, 1, 1, 1, 2])
+    steps = jnp.stack([steps, steps[::-1]]) if per_example else steps
+    rotary = jnp.asarray(rope_table(grid_positions((6,)), 8))
+    inputs = dict(steps=steps, rotary=rotary)
+    if config.adaln:
+        inputs["cond"] = jax.random.normal(jax.random.key(3), (2, 16))
+    model, variables = build(config, segments=(4, 2), **inputs)
+    wanted = jnp.asarray([[5, 0, 0], [2, 3, 1]])
+    run = jax.jit(lambda v, wanted: model.apply(v, X, wanted=wanted, **inputs)[0])
+    full = np.asarray(run(variables, None))
+    expected = np.stack([full[b, wanted[b]] for b in range(2)])
+    np.testing.assert_allclose(run(variables, wanted), expected, rtol=1e-5, atol=1e-5)
+
+
 CONFIGS = {
     "plain": {},
     "rms_qk_gated": dict(norm="rms", norm_affine=True, qk_norm="rms", gated=True, bias=True),

@@ -58,9 +58,11 @@ class Decoder(nn.Module):
         trunk = Transformer(c.transformer(self.dtype, c.depth), (x.shape[1],), name="trunk")
         x, cache, _ = trunk(
             x, slots.steps, rotary, cond, cache=enter(cache, slots.steps), cuts=slots.cuts,
-            filled=slots.filled, train=train,
+            filled=slots.filled, wanted=slots.wanted, train=train,
         )  # fmt: skip
-        return FinalNorm(c, self.dtype, name="final")(x, classes), leave(cache, x.shape[1])
+        return FinalNorm(c, self.dtype, name="final")(x, classes), leave(
+            cache, slots.index.shape[0]
+        )
 
 
 def make(config: BackboneConfig, inputs: Inputs, dtype: str) -> Decoder:

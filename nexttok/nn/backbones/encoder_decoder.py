@@ -14,7 +14,7 @@ from nexttok.nn.backbones.decoder import FinalNorm
 from nexttok.nn.backbones.embed import Embed
 from nexttok.nn.cache import UNFILLED, Cache, empty_cache, enter, leave
 from nexttok.nn.linear import INITS, Linear
-from nexttok.nn.slots import QUERY, Slots
+from nexttok.nn.slots import QUERY, Slots, pick
 from nexttok.nn.transformer import Transformer
 
 
@@ -84,17 +84,17 @@ class EncoderDecoder(nn.Module):
             c.transformer(self.dtype, c.decoder_depth), segments, name="decoder"
         )(
             x, steps=slots.steps, rotary=rotary, cond=cond, cache=cache, first_layer=c.depth,
-            filled=slots.filled, train=train,
+            filled=slots.filled, wanted=slots.wanted, train=train,
         )  # fmt: skip
         x = FinalNorm(c, self.dtype, name="decoder_norm")(x, classes)
         if c.output_positions:
-            x = x + self._positions("output_positions", slots.index)
-        return x, leave(cache, x.shape[1])
+            x = x + self._positions("output_positions", pick(slots.index, slots.wanted, True))
+        return x, leave(cache, slots.index.shape[0])
 
     def _positions(self, name, index):
         shape = (self.inputs.slots, self.config.width)
         table = self.param(name, INITS["normal02"], shape).astype(self.dtype)
-        return jnp.take(table, index, axis=0)[None]
+        return jnp.take(table, index if index.ndim == 2 else index[None], axis=0)
 
 
 def make(config: BackboneConfig, inputs: Inputs, dtype: str) -> EncoderDecoder:
