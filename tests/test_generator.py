@@ -11,13 +11,15 @@ import pytest
 from configs import common
 from nexttok import generator, plans
 from nexttok.config import ConfigError
+from nexttok.contexts import aligned, noise, query
 from nexttok.contexts.contract import Calls
 from nexttok.evaluate import array_of
 from nexttok.heads.draw import Draw
 from nexttok.nn import slots
+from nexttok.nn.cache import leave
 from nexttok.samplers.executor import generate
 from nexttok.samplers.logits import warper
-from nexttok.steps import random_order
+from nexttok.steps import random_order, runs
 from nexttok.tokens import Tokens
 from tests.generators import MAKERS, make, params_of, predicted, tokens_of
 
@@ -212,6 +214,45 @@ def test_cached_velocities_equal_those_of_one_pass_over_clean_earlier_steps(name
             full = predicted(name, lesson, label)[:, mine]
             np.testing.assert_allclose(velocity, full, rtol=1e-5, atol=2e-5)
         first = mine.stop
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [*((n, 0) for n in ("llamagen", "nbp_hybrid", "var", "randar", "arpg", "xar")),
+     ("randar", 3), ("arpg", 3)],
+)  # fmt: skip
+def test_steps_state_how_much_of_the_cache_is_filled(name, given, monkeypatch):
+    """A promise that is too low would hide slots; finer parts than so few tokens would have."""
+    for context in (aligned, query, noise):
+        monkeypatch.setattr(context, "parts", lambda plan: 4)
+    gen = make(name)
+    plan = gen.plan.after(given)
+    cache = gen.init_cache(2, plan, given)
+    promises = []
+
+    def net(slots, cache):
+        count = slots.segments[0] if name == "arpg" else len(slots.index)
+        assert int(cache.cursor) + count <= slots.filled
+        promises.append(slots.filled)
+        return jnp.zeros((2, len(slots.index), 4)), None, leave(cache, count)
+
+    def draw(hidden, other, at, key):
+        return jnp.zeros((2, at.size), jnp.int32), None
+
+    def integrate(first, velocity, start, key):
+        velocity(start, 0.5)
+        return start
+
+    calls = Calls(net, draw, lambda *_: None, integrate, advance=lambda c, ids, k: (c, values[k]))
+    values = [jnp.zeros((2, size, 2)) for size in plan.sizes[1:]]
+    step = gen.context.step(plan, calls, gen.backbone.prefix)
+    state = (cache, None, jnp.zeros((2, 1, 2))) if gen.spec.scales else cache
+    tokens = jnp.zeros((2, 40) if gen.spec.vocab else (2, 40, gen.spec.channels), jnp.int32)
+    tokens = tokens if gen.spec.vocab else tokens.astype(jnp.float32)
+    order = jnp.broadcast_to(some_order(gen, 2), (2, plan.length))
+    for at in itertools.chain.from_iterable(runs(plan, step, max(given, plan.known))):
+        state = step.run(tokens, order, at, state, jax.random.key(0))[2]
+    assert min(promises) < len(cache.steps)  # not all is read at every step
 
 
 @pytest.mark.parametrize("name", ["flextok", "nbp_hybrid", "randar", "arpg"])

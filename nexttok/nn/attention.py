@@ -38,11 +38,20 @@ def attend(
     mask: Bool[Array, "Q K"] | Bool[Array, "B Q K"] | None,
     scale: float,
     drop: Callable[[Array], Array] | None = None,
+    cuts: tuple[int, ...] = (),
 ) -> Float[Array, "B Q H d"]:
     """softmax(scale q k^T) v over visible keys; scores and softmax in float32.
 
-    `drop` is applied to the weights [B, H, Q, K] (dropout in training).
+    `drop` is applied to the weights [B, H, Q, K] (dropout in training). With cuts, of slots on
+    themselves (K = Q), those before a cut see none from it on: the queries between two cuts meet
+    only the keys up to the second, near half of the products of a causal mask.
     """
+    if cuts:
+        parts = []
+        for low, high in itertools.pairwise((0, *cuts, q.shape[1])):
+            seen = None if mask is None else mask[..., low:high, :high]
+            parts.append(attend(q[:, low:high], k[:, :high], v[:, :high], seen, scale, drop))
+        return jnp.concatenate(parts, axis=1)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
@@ -50,29 +59,6 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     weights = weights if drop is None else drop(weights)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-
-
-def attend_in_parts(
-    q: Float[Array, "B Q H d"],
-    k: Float[Array, "B K H d"],
-    v: Float[Array, "B K H d"],
-    mask: Bool[Array, "Q K"] | Bool[Array, "B Q K"] | None,
-    scale: float,
-    drop: Callable[[Array], Array] | None,
-    cuts: tuple[int, ...],
-) -> Float[Array, "B Q H d"]:
-    """`attend`; with cuts, of slots on themselves (K = Q): those before one see none from it on.
-
-    The queries between two cuts meet only the keys up to the second: near half of the products of
-    a causal mask.
-    """
-    if not cuts:
-        return attend(q, k, v, mask, scale, drop)
-    parts = []
-    for low, high in itertools.pairwise((0, *cuts, q.shape[1])):
-        seen = None if mask is None else mask[..., low:high, :high]
-        parts.append(attend(q[:, low:high], k[:, :high], v[:, :high], seen, scale, drop))
-    return jnp.concatenate(parts, axis=1)
 
 
 class Attention(nn.Module):
@@ -157,7 +143,7 @@ class Attention(nn.Module):
             mask = None if steps is None else visible(ask, steps)
         drop = nn.Dropout(self.weight_dropout, deterministic=not train, name="weight_dropout")
         k, v = k.astype(q.dtype), v.astype(q.dtype)
-        y = attend_in_parts(q, k, v, mask, scale, drop, cuts)
+        y = attend(q, k, v, mask, scale, drop, cuts)
         init = self.init if self.proj_init is None else self.proj_init
         y = Linear(self.width, self.bias, init, self.dtype, name="proj")(
             y.reshape(*x.shape[:2], self.width)

@@ -258,8 +258,8 @@ class Transformer(nn.Module):
           first_layer: which of the cache's layers is the first of these blocks.
           cuts, filled: what attention may leave out (see nn/slots.py).
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
-          wanted: the slots of the output; None for all. The last layer computes them alone. Not
-            with `tap`, nor in training.
+          wanted: the slots of the output; None for all. The last layer computes them alone, without
+            random numbers: not in training, nor with `tap`.
           train: enables dropout (rng stream "dropout").
 
         Returns:

@@ -60,9 +60,8 @@ class Decoder(nn.Module):
             x, slots.steps, rotary, cond, cache=enter(cache, slots.steps), cuts=slots.cuts,
             filled=slots.filled, wanted=slots.wanted, train=train,
         )  # fmt: skip
-        return FinalNorm(c, self.dtype, name="final")(x, classes), leave(
-            cache, slots.index.shape[0]
-        )
+        x = FinalNorm(c, self.dtype, name="final")(x, classes)
+        return x, leave(cache, len(slots.index))
 
 
 def make(config: BackboneConfig, inputs: Inputs, dtype: str) -> Decoder:

@@ -89,7 +89,7 @@ class EncoderDecoder(nn.Module):
         x = FinalNorm(c, self.dtype, name="decoder_norm")(x, classes)
         if c.output_positions:
             x = x + self._positions("output_positions", pick(slots.index, slots.wanted, True))
-        return x, leave(cache, slots.index.shape[0])
+        return x, leave(cache, len(slots.index))
 
     def _positions(self, name, index):
         shape = (self.inputs.slots, self.config.width)
