@@ -52,7 +52,7 @@ def base() -> ConfigDict:
                 batch_size=100,
                 images=400,  # held-out images measured, at most
                 samples=500,  # generated images measured
-                classifier_steps=500,  # of the classifier whose features and labels judge samples
+                classifier_steps=200,  # of the classifier whose features and labels judge samples
             ),
         ),
         convert_dict=True,

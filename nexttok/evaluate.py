@@ -17,7 +17,7 @@ from nexttok.data.loader import load_source, make_loader
 from nexttok.evals import frechet, metrics
 from nexttok.evals.classifier import train_classifier
 from nexttok.evals.memorization import memorization
-from nexttok.evals.videos import frames, strip
+from nexttok.evals.videos import frames
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.tokens import Tokens
@@ -203,14 +203,15 @@ def likelihood(models: Models, images: np.ndarray, labels: np.ndarray) -> dict:
 def judge(experiment: Experiment, test: dict[str, np.ndarray]):
     """The classifier of the real data in whose features and labels samples are judged.
 
-    It sees a video as the strip of its frames.
+    It learns from the first and last frames of videos, and judges by all of them.
     """
     cfg = experiment.data
-    batches = make_loader(cfg, "train", 128, experiment.config.seed + 1)
-    pictures = ({**batch, "image": strip(batch["image"])} for batch in batches)
+    size, part = (64, np.s_[:, :: cfg.frames - 1]) if cfg.frames > 1 else (128, np.s_[:])
+    batches = make_loader(cfg, "train", size, experiment.config.seed + 1)
     try:
         return train_classifier(
-            pictures, strip(test["image"]), test["label"], cfg.num_classes,
+            ({**batch, "image": batch["image"][part]} for batch in batches),
+            test["image"], test["label"], cfg.num_classes,
             experiment.eval.classifier_steps, experiment.config.seed,
         )  # fmt: skip
     finally:
@@ -218,9 +219,9 @@ def judge(experiment: Experiment, test: dict[str, np.ndarray]):
 
 
 def train_images(experiment: Experiment, limit: int) -> np.ndarray:
-    """The first `limit` training images, not augmented (videos as strips)."""
+    """The first `limit` training images, not augmented."""
     source = load_source(experiment.data, "train", experiment.config.seed)
-    return strip(np.stack([source[i]["image"] for i in range(min(limit, len(source)))]))
+    return np.stack([source[i]["image"] for i in range(min(limit, len(source)))])
 
 
 def balanced(count: int, classes: int) -> np.ndarray:
@@ -264,7 +265,7 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
     given = openings(models, test, labels)
     ids, stats = drawn(models, labels, given, size, stream(key, "ids"))
     made = ids.shape[1]
-    real = classifier.features(strip(test["image"]))
+    real = classifier.features(test["image"])
     table, images, first = [], {}, []
     for length in [n for n in models.lengths if n < made] + [made]:
         features, guesses, kept = [], [], []
@@ -272,7 +273,6 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
             out = np.asarray(models.decode(part, length, stream(stream(key, length), i)))
             out = out[: rows.stop - rows.start]
             kept.append(out[shown[rows]])
-            out = strip(out)
             features.append(classifier.features(out))
             guesses.append(classifier.predict(out))
             if length == made and rows.start < COMPARED:

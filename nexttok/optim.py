@@ -113,11 +113,13 @@ def make_optimizer(cfg: StageConfig, where: str) -> optax.GradientTransformation
     elif cfg.optimizer == "lion":
         core = optax.lion(rate, **betas, weight_decay=cfg.weight_decay, mask=decay_mask)
     else:
-        core = _muon(rate, cfg)
+        core = muon(rate, **betas, weight_decay=cfg.weight_decay)
     return permissive(optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core)
 
 
-def _muon(rate: optax.Schedule, cfg: StageConfig) -> optax.GradientTransformation:
+def muon(
+    rate: optax.Schedule, b1: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
     """Muon (Jordan et al., 2024) on weight matrices, scanned ones layer by layer; Adam elsewhere.
 
     Updates are scaled to Adam's RMS (Liu et al., "Muon is Scalable for LLM Training", 2025), so
@@ -133,7 +135,7 @@ def _muon(rate: optax.Schedule, cfg: StageConfig) -> optax.GradientTransformatio
         return jax.tree_util.tree_map_with_path(one, params)
 
     return optax.contrib.muon(
-        rate, adam_b1=cfg.b1, adam_b2=cfg.b2, weight_decay=cfg.weight_decay,
+        rate, adam_b1=b1, adam_b2=b2, weight_decay=weight_decay,
         weight_decay_mask=decay_mask, adam_weight_decay=0.0, consistent_rms=0.2,
         muon_weight_dimension_numbers=dimensions,
     )  # fmt: skip

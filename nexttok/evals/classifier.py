@@ -1,6 +1,8 @@
 """A small classifier of the real data, whose labels and features judge samples.
 
-Convolutions are strided patches, so that they are matrix products (fast on CPUs). Data without
+Convolutions are strided patches, so that they are matrix products (fast on CPUs). What is found
+anywhere in a picture is found (its last grid is pooled by maximum); of a video every frame is seen,
+and what changes between frames. Data without
 labels trains it to tell which quarter turn was applied (Gidaris et al., 2018): the features are
 then self-supervised and there is no class agreement.
 """
@@ -19,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import layer_norm
-from nexttok.optim import permissive
+from nexttok.optim import muon, permissive
 from nexttok.rng import stream
 
 FEATURES, BATCH = 64, 128
@@ -32,9 +34,19 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False
+        self, x: Float[Array, "B *T H W C"], train: bool = False
     ) -> tuple[Float[Array, "B K"], Float[Array, "B F"]]:
-        """Returns logits and features."""
+        """Returns logits and features: of a video, their means and mean changes over frames."""
+        features = self._features(x.reshape(-1, *x.shape[-3:]), train)
+        if x.ndim == 5:
+            features = features.reshape(*x.shape[:2], -1)
+            change = jnp.abs(features[:, 1:] - features[:, :-1])
+            features = jnp.concatenate([features.mean(1), change.mean(1)], -1)
+        kept = nn.Dropout(0.3, deterministic=not train)(features)
+        return Linear(self.classes, name="classes")(kept), features
+
+    def _features(self, x, train):
+        """[M, H, W, C] -> [M, F]."""
         width = 32
         x = self._neighbours(x)
         x = jax.nn.gelu(layer_norm(Linear(width, name="stem")(x)))
@@ -48,12 +60,8 @@ class ConvNet(nn.Module):
             x = jax.nn.gelu(layer_norm(Linear(width, name=f"down{i}")(x)))
             x = x + jax.nn.gelu(layer_norm(Linear(width, name=f"mix{i}")(self._neighbours(x))))
             i += 1
-        x = nn.Dropout(0.3, deterministic=not train)(x.reshape(len(x), -1))
-        features = jax.nn.gelu(layer_norm(Linear(FEATURES, name="features")(x)))
-        logits = Linear(self.classes, name="classes")(
-            nn.Dropout(0.3, deterministic=not train)(features)
-        )
-        return logits, features
+        x = nn.Dropout(0.3, deterministic=not train)(x.max((1, 2)))
+        return jax.nn.gelu(layer_norm(Linear(FEATURES, name="features")(x)))
 
     @staticmethod
     def _neighbours(x):
@@ -81,7 +89,7 @@ class Classifier:
     def _apply(self):
         return jax.jit(lambda params, x: self.net.apply({"params": params}, x))
 
-    def _run(self, images: Float[np.ndarray, "M H W C"], which: int) -> np.ndarray:
+    def _run(self, images: Float[np.ndarray, "M *T H W C"], which: int) -> np.ndarray:
         outs = []
         for at in range(0, len(images), BATCH):
             part = images[at : at + BATCH]
@@ -89,23 +97,23 @@ class Classifier:
             outs.append(np.asarray(self._apply(self.params, padded)[which])[: len(part)])
         return np.concatenate(outs)
 
-    def features(self, images: Float[np.ndarray, "M H W C"]) -> Float[np.ndarray, "M F"]:
+    def features(self, images: Float[np.ndarray, "M *T H W C"]) -> Float[np.ndarray, "M F"]:
         """Features before the last layer."""
         return self._run(images, 1)
 
-    def predict(self, images: Float[np.ndarray, "M H W C"]) -> Int[np.ndarray, "M"]:
+    def predict(self, images: Float[np.ndarray, "M *T H W C"]) -> Int[np.ndarray, "M"]:
         """Likeliest class."""
         return self._run(images, 0).argmax(-1)
 
 
 def quarter_turns(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Rotates each square image by turns * 90 degrees."""
-    return np.stack([np.rot90(x, t) for x, t in zip(images, turns, strict=True)])
+    """Rotates each square image, or all frames of a video, by turns * 90 degrees."""
+    return np.stack([np.rot90(x, t, (-3, -2)) for x, t in zip(images, turns, strict=True)])
 
 
 def train_classifier(
     batches: Iterator[dict],
-    test_images: Float[np.ndarray, "M H W C"],
+    test_images: Float[np.ndarray, "M *T H W C"],
     test_labels: Int[np.ndarray, "M"],
     num_classes: int,
     steps: int,
@@ -114,7 +122,7 @@ def train_classifier(
     """Trains on augmented batches and measures itself on held-out images.
 
     Args:
-      batches: dicts with image [B, H, W, C] and label [B].
+      batches: dicts with image [B, H, W, C], or video [B, T, H, W, C], and label [B].
       test_images, test_labels: held out.
       num_classes: 1 for unlabelled data (then the task is telling quarter turns).
       steps: training steps.
@@ -124,7 +132,7 @@ def train_classifier(
     net = ConvNet(4 if turning else num_classes)
     key = stream(jax.random.key(seed), "classifier")
     params = jax.jit(net.init)(key, jnp.zeros((1, *test_images.shape[1:])))["params"]
-    optimizer = permissive(optax.adamw(optax.cosine_decay_schedule(3e-3, steps), weight_decay=0.02))
+    optimizer = permissive(muon(optax.cosine_decay_schedule(3e-3, steps), 0.9, 0.95, 0.02))
     state = optimizer.init(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
