@@ -95,7 +95,7 @@ def video(config):
     )
     config.tokenizer = tokenizers.video()
     config.cached_passes = 1  # 50,000 clips
-    config.train.tokenizer.update(steps=1000, batch_size=32)
+    config.train.tokenizer.update(steps=600, batch_size=32)
     config.train.generator.update(steps=900, batch_size=32, optimizer="muon", learning_rate=3e-3)
 
 
