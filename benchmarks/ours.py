@@ -46,13 +46,13 @@ def experiment(system: str, size: Size, unroll: int = 1) -> Experiment:
         schedule="constant", warmup=0,
     )  # fmt: skip
     if system in ("llamagen", "randar", "arpg", "nbp"):
-        config.tokenizer.codebook_size = size.vocab
+        config.tokenizer.bottleneck.size = size.vocab
     elif system == "var":
-        config.tokenizer.update(sides=size.scales, codebook_size=size.var_vocab)
+        config.tokenizer.bottleneck.update(sides=size.scales, size=size.var_vocab)
         config.sample.top_k = min(config.sample.top_k, size.var_vocab // 2)
         backbone.drop_path = 0.1 * size.depth / 24
     elif system == "maskgit":
-        config.tokenizer.codebook_size = size.maskgit_vocab
+        config.tokenizer.bottleneck.size = size.maskgit_vocab
         config.generator.plan.steps = size.maskgit_steps
     elif system == "mar":
         backbone.prefix = size.mar_prefix

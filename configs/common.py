@@ -176,8 +176,9 @@ def digits(config: ConfigDict) -> None:
 
 def tiny(config: ConfigDict) -> None:
     """Seconds per stage: the numbers mean little, the path is whole."""
-    if "multipliers" in config.tokenizer:
-        config.tokenizer.update(width=16, multipliers=(1, 1, 2))
+    if "encoder" in config.tokenizer and "multipliers" in config.tokenizer.encoder:
+        for part in ("encoder", "decoder"):
+            config.tokenizer[part].update(width=16, multipliers=(1, 1, 2))
     config.generator.backbone.update(width=32, depth=1, head_dim=16, mlp_hidden=64)
     if config.generator.backbone.decoder_depth:
         config.generator.backbone.decoder_depth = 1

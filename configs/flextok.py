@@ -12,7 +12,7 @@ Variants (`--config=configs/flextok.py:<variant>`):
            TFDS.
 """
 
-from configs import common
+from configs import common, tokenizers
 
 VARIANTS = (
     "digits",
@@ -111,8 +111,7 @@ def photos(config):
     """Tokens of an f4 autoencoder's latents, so that every stage of the paper is there."""
     config.stages = ("latent", "tokenizer", "generator")
     config.data.update(source="photos", resolution=32, channels=3, num_classes=1, augment="none")
-    config.latent = autoencoder(width=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4)
-    config.latent.update(groups=8, scaling_factor=1.0, kl_weight=1e-2)
+    config.latent = tokenizers.kl()
     config.train.latent.update(steps=600, batch_size=32, optimizer="adamw", learning_rate=2e-3)
     config.tokenizer.update(registers=32, levels=(8, 8, 8, 5), patch=2, guidance=1.0)
     config.train.generator.update(steps=400, batch_size=64)
@@ -129,7 +128,7 @@ def imagenet(config, encoder, decoder):
         augment="crop_flip", workers=16, prefetch=4,
     )  # fmt: skip
     config.features.update(name="dinov2", preset="large", checkpoint="dinov2_vitl14.safetensors")
-    config.latent = autoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, latent_channels=16)
+    config.latent = autoencoder(channels=16)
     config.tokenizer.update(
         registers=256, levels=(8, 8, 8, 5, 5, 5), patch=2, positions="rows", keep="pow2",
         encoder_width=64 * enc, encoder_depth=enc, decoder_width=64 * dec, decoder_depth=dec,
@@ -146,9 +145,8 @@ def imagenet(config, encoder, decoder):
     config.eval.update(batch_size=250, images=50_000, samples=50_000, classifier_steps=20_000)
 
 
-def autoencoder(**sizes):
-    """A KL autoencoder; scaling_factor is that of the released f8 family."""
-    return common.section(
-        name="autoencoder", attention=(), groups=32, scaling_factor=0.18215, kl_weight=1e-6,
-        sample_posterior=True, **sizes,
-    )  # fmt: skip
+def autoencoder(channels):
+    """The released f8 KL autoencoders, of 4, 8 or 16 channels; scaling_factor is their family's."""
+    network = tokenizers.F16 | dict(multipliers=(1, 2, 4, 4), attention=())
+    latents = tokenizers.posterior(channels=channels, scaling_factor=0.18215, kl_weight=1e-6)
+    return tokenizers.autoencoder(network, latents)

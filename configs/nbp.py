@@ -94,9 +94,10 @@ def video(config):
         source="shapes", frames=8, resolution=32, channels=3, num_classes=6, augment="none"
     )
     config.tokenizer = tokenizers.video()
-    config.cached_passes = 1  # 50,000 clips
-    config.train.tokenizer.update(steps=600, batch_size=32)
-    config.train.generator.update(steps=900, batch_size=32, optimizer="muon", learning_rate=3e-3)
+    config.cached_passes = 0  # of 50,000 clips each is seen once at most
+    config.eval.classifier_steps = 160
+    config.train.tokenizer.update(steps=600, batch_size=32, optimizer="muon", learning_rate=4e-3)
+    config.train.generator.update(steps=600, batch_size=32, optimizer="muon", learning_rate=3e-3)
 
 
 def prediction(config):
@@ -108,8 +109,8 @@ def prediction(config):
 def tiny(config):
     """As everywhere; a video tokenizer has its own sizes."""
     common.tiny(config)
-    if config.tokenizer.name == "video":
-        config.tokenizer = tokenizers.video(width=16, groups=4, stride=(4, 8, 8))
+    if config.data.frames:
+        config.tokenizer = tokenizers.videogpt(width=16, groups=4, stride=(4, 8, 8))
         config.cached_passes = 0
 
 

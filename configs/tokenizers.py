@@ -16,101 +16,135 @@ LOSSES = dict(
     lecam_weight=0.0,
 )
 
-POOLED_F16 = dict(
-    network="pooled_conv", width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, groups=32
-)
+DIGITS = dict(
+    name="conv", width=32, multipliers=(1, 2, 2), blocks=1, attention=(), groups=8, z_channels=0,
+    quant_kernel=1,
+)  # fmt: skip
+F16 = dict(
+    name="conv", width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), groups=32,
+    z_channels=0, quant_kernel=1,
+)  # fmt: skip
+POOLED_F16 = dict(name="pooled_conv", width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, groups=32)
+UNIT_CODES = dict(
+    name="vq", channels=8, size=256, normalize=True, beta=0.25, beta_codebook=1.0,
+    entropy_weight=0.0, gradient="straight", update="gradient", decay=0.99, revive="none",
+    revive_below=0.0, init_codes="uniform", temperature=0.0,
+)  # LlamaGen's # fmt: skip
+ADVERSARY = dict(perceptual_weight=1.0, adversarial_weight=0.5)
 
 
-def vqgan(**changes):
+def autoencoder(network, bottleneck, decoder=None, **losses):
+    """Both networks of one kind, unless the decoder is told otherwise."""
+    return section(
+        name="autoencoder",
+        encoder=section(**network),
+        decoder=section(**(network | (decoder or {}))),
+        bottleneck=section(**bottleneck),
+        losses=section(**(LOSSES | losses)),
+    )
+
+
+def vqgan():
     """LlamaGen's VQGAN at digits size: f4, 256 unit codes of 8 channels."""
-    keys = dict(
-        name="vqgan", network="conv", width=32, multipliers=(1, 2, 2), blocks=1, attention=(),
-        decoder_attention=(), groups=8, z_channels=0, quant_kernel=1, bottleneck="vq",
-        latent_channels=8, codebook_size=256, normalize=True, beta=0.25, entropy_weight=0.0,
-        scaling_factor=1.0, kl_weight=0.0, sample_posterior=False,
-    )  # fmt: skip
-    return section(**(keys | LOSSES | changes))
+    return autoencoder(DIGITS, UNIT_CODES)
 
 
-def vqgan_f16(**changes):
+def vqgan_f16():
     """LlamaGen's released VQ-16 with its losses."""
-    keys = dict(
-        width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), decoder_attention=(4,),
-        groups=32, z_channels=256, codebook_size=16384, perceptual_weight=1.0,
-        adversarial_weight=0.5, discriminator_start=20_000,
-    )  # fmt: skip
-    return vqgan(**(keys | changes))
+    codes = UNIT_CODES | dict(size=16384)
+    return autoencoder(F16 | dict(z_channels=256), codes, **ADVERSARY, discriminator_start=20_000)
 
 
 def maskgit_f16():
     """MaskGIT's released tokenizer, of 256 and of 512 pixels; its adversary here is a PatchGAN."""
-    return vqgan(
-        **POOLED_F16, latent_channels=256, codebook_size=1024, normalize=False, entropy_weight=0.1,
-        perceptual_weight=0.1, adversarial_weight=0.1,
-    )  # fmt: skip
+    codes = UNIT_CODES | dict(channels=256, size=1024, normalize=False, entropy_weight=0.1)
+    return autoencoder(POOLED_F16, codes, perceptual_weight=0.1, adversarial_weight=0.1)
 
 
-def kl(**changes):
-    """A KL autoencoder at digits size: f4, 4 channels of about unit variance."""
-    keys = dict(
-        bottleneck="kl", latent_channels=4, codebook_size=0, normalize=False, kl_weight=1e-2,
-        sample_posterior=True,
-    )  # fmt: skip
-    return vqgan(**(keys | changes))
+def posterior(**changes):
+    """A KL bottleneck of 4 channels of about unit variance."""
+    keys = dict(name="kl", channels=4, kl_weight=1e-2, scaling_factor=1.0, sample_posterior=True)
+    return keys | changes
 
 
-def kl_f16(**changes):
+def kl():
+    """A KL autoencoder at digits size: f4."""
+    return autoencoder(DIGITS, posterior())
+
+
+def pyramid(sides):
+    """Its latents as maps of growing side."""
+    return autoencoder(DIGITS, posterior(name="pyramid", sides=sides))
+
+
+def kl_f16():
     """MAR's kl16: stride 16, 16 channels, latents times 0.2325."""
-    keys = dict(
-        width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), decoder_attention=(),
-        groups=32, latent_channels=16, scaling_factor=0.2325, kl_weight=1e-6,
-        perceptual_weight=1.0, adversarial_weight=0.5, adaptive_weight=True,
+    latents = posterior(channels=16, scaling_factor=0.2325, kl_weight=1e-6)
+    return autoencoder(
+        F16, latents, dict(attention=()), **ADVERSARY, adaptive_weight=True,
         discriminator_start=50_000,
     )  # fmt: skip
-    return kl(**(keys | changes))
 
 
 def givt_f16(kl_weight):
     """GIVT's released beta-VAE: MaskGIT's network, 16 channels not scaled; losses as of kl_f16."""
-    return kl(
-        **POOLED_F16, latent_channels=16, kl_weight=kl_weight, perceptual_weight=1.0,
-        adversarial_weight=0.5, adaptive_weight=True, discriminator_start=50_000,
-    )  # fmt: skip
+    latents = posterior(channels=16, kl_weight=kl_weight)
+    return autoencoder(
+        POOLED_F16, latents, **ADVERSARY, adaptive_weight=True, discriminator_start=50_000
+    )
 
 
-def multiscale(**changes):
-    """VAR's multi-scale residual VQ at digits size: f4, maps of side 1, 2, 3, 4."""
+def maps(**changes):
+    """VAR's bottleneck at digits size: maps of side 1, 2, 3, 4."""
     keys = dict(
-        name="multiscale", width=32, multipliers=(1, 2, 2), blocks=1, attention=(),
-        decoder_attention=(), groups=8, z_channels=0, quant_kernel=3, latent_channels=16,
-        codebook_size=256, normalize=False, beta=0.25, sides=(1, 2, 3, 4), phis=4, phi_ratio=0.5,
+        name="multiscale", channels=16, size=256, normalize=False, beta=0.25, sides=(1, 2, 3, 4),
+        phis=4, phi_ratio=0.5,
     )  # fmt: skip
-    return section(**(keys | LOSSES | changes))
+    return keys | changes
+
+
+def multiscale():
+    """VAR's multi-scale residual VQ at digits size: f4."""
+    return autoencoder(DIGITS | dict(quant_kernel=3), maps())
 
 
 def multiscale_f16(sides):
     """VAR's released vae_ch160v4096z32."""
-    return multiscale(
-        width=160, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), decoder_attention=(4,),
-        groups=32, latent_channels=32, codebook_size=4096, sides=sides, perceptual_weight=1.0,
-        adversarial_weight=0.5, discriminator_start=20_000,
+    return autoencoder(
+        F16 | dict(width=160, quant_kernel=3), maps(channels=32, size=4096, sides=sides),
+        **ADVERSARY, discriminator_start=20_000,
     )  # fmt: skip
 
 
-def video(**changes):
-    """A 3D VQ-VAE at the size of the moving shapes: 256 unit codes, each of 2 x 8 x 8 pixels."""
+def transformer(patch, width, depth, **changes):
+    """Sizes of a plain vision transformer."""
     keys = dict(
-        name="video", width=48, stride=(2, 8, 8), blocks=1, heads=2, groups=8, latent_channels=8,
-        codebook_size=256, normalize=True, beta=0.25, entropy_weight=0.0, reconstruction="l2",
-        reconstruction_weight=4.0,
+        name="vit", patch=patch, width=width, depth=depth, head_dim=32, mlp_hidden=4 * width,
+        gated=False, activation="gelu_tanh", bias=False, norm_affine=False, positions="sincos",
+        registers=0, visible="all", class_token=False, pre_norm=False, remat=False,
     )  # fmt: skip
-    return section(**(keys | changes))
+    return keys | changes
 
 
-def magvit2(**changes):
+def video():
+    """Codes of the moving shapes: 1,024 unit codes, each of 2 x 8 x 8 pixels.
+
+    Patches and a transformer, as convolutions in three dimensions are slow on CPUs.
+    """
+    network = transformer((2, 8, 8), 144, 4) | dict(head_dim=36)
+    return autoencoder(network, UNIT_CODES | dict(size=1024), reconstruction_weight=4.0)
+
+
+def videogpt(**changes):
+    """VideoGPT's 3D convolutions at the size of the moving shapes."""
+    network = dict(name="video", width=48, stride=(2, 8, 8), blocks=1, heads=2, groups=8)
+    return autoencoder(network | changes, UNIT_CODES, reconstruction_weight=4.0)
+
+
+def magvit2():
     """Next Block Prediction's released tokenizer: 64,000 codes, each of 4 x 8 x 8 pixels."""
-    keys = dict(
-        name="magvit2", width=128, multipliers=(1, 2, 2, 4), blocks=4, time_levels=2, groups=32,
-        levels=(8, 8, 8, 5, 5, 5), reconstruction="l1", reconstruction_weight=1.0,
-    )  # fmt: skip
-    return section(**(keys | changes))
+    network = dict(
+        name="magvit2", width=128, multipliers=(1, 2, 2, 4), blocks=4, time_levels=2, groups=32
+    )
+    codes = dict(name="fsq", levels=(8, 8, 8, 5, 5, 5), printed=True)
+    return autoencoder(network, codes, reconstruction="l1")

@@ -43,7 +43,7 @@ def get_config(variant="digits"):
         if variant == "whole":  # one step: nothing grows
             config.sample.guidance_shape = "constant"
     elif variant == "scales":
-        config.tokenizer = tokenizers.kl(name="pyramid", sides=(1, 2, 4))
+        config.tokenizer = tokenizers.pyramid((1, 2, 4))
         config.generator.plan = common.plan("scales")
     elif variant == "tiny":
         common.tiny(config)

@@ -7,7 +7,10 @@ types with one error that names the field, its value and what is allowed.
 
 import dataclasses
 import difflib
+import importlib
+import pkgutil
 import typing
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -76,7 +79,8 @@ def build(cls, section: ConfigDict, where: str, named: bool = False, **given):
       section: the ConfigDict found at `config.<where>`.
       where: dotted path used in messages, for example "tokenizer".
       named: the section has a key `name` (the component's file), which is no field.
-      given: fields that come from elsewhere (a token spec, a data spec), not from the section.
+      given: fields that come from elsewhere (a token spec, a data spec), not from the section; a
+        field `where` is the path.
 
     Returns:
       An instance of `cls`.
@@ -85,6 +89,8 @@ def build(cls, section: ConfigDict, where: str, named: bool = False, **given):
       ConfigError: unknown or missing key, or a value of the wrong type.
     """
     kinds = typing.get_type_hints(cls)
+    if "where" in kinds:
+        given["where"] = where
     names = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in given]
     check_keys(section, [*names, "name"] if named else names, where)
     values = {}
@@ -96,3 +102,26 @@ def build(cls, section: ConfigDict, where: str, named: bool = False, **given):
             value = tuple(value)
         values[key] = float(value) if kind is float else value
     return cls(**values, **given)
+
+
+def names(package: ModuleType) -> list[str]:
+    """The components of a package: its files with a `make`."""
+    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return [n for n in found if hasattr(component(package, n), "make")]
+
+
+def part(package: ModuleType, section, where: str) -> ModuleType:
+    """The module of `package` that `section.name` names; a component's name is its file.
+
+    Raises:
+      ConfigError: no such module.
+    """
+    check("name" in section, f"{where}.name", None, "the name of a component")
+    check(section.name in names(package), f"{where}.name", section.name,
+          " | ".join(names(package)))  # fmt: skip
+    return component(package, section.name)
+
+
+def component(package: ModuleType, name: str) -> ModuleType:
+    """The file `name` of a package."""
+    return importlib.import_module(f"{package.__name__}.{name}")

@@ -172,7 +172,8 @@ def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]
     table = []
     for n in lengths:
         psnr, ssim = (float(np.mean(np.concatenate(s))) for s in zip(*scores[n], strict=True))
-        bits = {"bits": float(metrics.bits_per_image(n, vocab))} if vocab else {}
+        codes = n * exp.tokenizer.spec.codes
+        bits = {"bits": float(metrics.bits_per_image(codes, vocab))} if vocab else {}
         table.append({"tokens": n, **bits, "psnr": psnr, "ssim": ssim})
     found = {"images": len(images), "prefixes": table}
     if vocab:
@@ -206,7 +207,7 @@ def judge(experiment: Experiment, test: dict[str, np.ndarray]):
     It learns from the first and last frames of videos, and judges by all of them.
     """
     cfg = experiment.data
-    size, part = (64, np.s_[:, :: cfg.frames - 1]) if cfg.frames > 1 else (128, np.s_[:])
+    size, part = (48, np.s_[:, :: cfg.frames - 1]) if cfg.frames > 1 else (128, np.s_[:])
     batches = make_loader(cfg, "train", size, experiment.config.seed + 1)
     try:
         return train_classifier(

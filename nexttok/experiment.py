@@ -1,14 +1,12 @@
 """A config made into checked objects: the one place where the parts of an experiment meet."""
 
 import dataclasses
-import importlib
-import pkgutil
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from nexttok import generator, plans, tokenizers
-from nexttok.config import ConfigError, build, check, check_keys, check_unread
+from nexttok.config import build, check, check_keys, check_unread, part
 from nexttok.data.loader import DataConfig
 from nexttok.heads.draw import Draw
 from nexttok.mesh import MeshConfig
@@ -16,6 +14,7 @@ from nexttok.nn import vit
 from nexttok.optim import StageConfig, make_optimizer
 from nexttok.samplers.logits import warper
 from nexttok.samplers.schedules import Guidance
+from nexttok.tokenizers import autoencoder
 
 SECTIONS = (
     "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "mesh", "data",
@@ -140,7 +139,8 @@ def resolve(config: ConfigDict) -> Experiment:
     stages = tuple(config.stages)
     data = build(DataConfig, config.data, "data")
     shape = image_shape(data)
-    has_latent = bool(component_name("latent", config.latent))
+    check("name" in config.latent, "latent.name", None, "the name of a component, '' for none")
+    has_latent = bool(config.latent.name)
     expected = tuple(s for s in STAGES if s != "latent" or has_latent)
     allowed = [expected[:n] for n in range(1, len(expected) + 1)]
     check(stages in allowed, "stages", stages, " | ".join(map(str, allowed)))
@@ -148,9 +148,10 @@ def resolve(config: ConfigDict) -> Experiment:
     train = {s: stage_config(config, s) for s in stages}
     latent = None
     if has_latent:
-        latent = component("latent", config.latent).make(config.latent, shape, config.dtype)
+        check(config.latent.name == "autoencoder", "latent.name", config.latent.name, "autoencoder")
+        latent = autoencoder.make(config.latent, shape, config.dtype, where="latent")
     features = make_features(config.features)
-    module = component("tokenizer", config.tokenizer)
+    module = part(tokenizers, config.tokenizer, "tokenizer")
     tokenizer = module.make(config.tokenizer, shape, config.dtype, latent, features)
     sample = build(SampleConfig, config.sample, "sample")
     fits = set(sample.classes) <= set(range(data.num_classes))
@@ -206,26 +207,6 @@ def image_shape(data: DataConfig) -> tuple[int, ...]:
     """(H, W, C) of pictures, (T, H, W, C) of videos."""
     time = (data.frames,) if data.frames else ()
     return (*time, data.resolution, data.resolution, data.channels)
-
-
-def component(section: str, config: ConfigDict):
-    """The module nexttok.tokenizers.<config.name>; a component's name is its file."""
-    names = [m.name for m in pkgutil.iter_modules(tokenizers.__path__)]
-    names = [n for n in names if hasattr(_module(n), "make")]
-    name = component_name(section, config)
-    check(name in names, f"{section}.name", name, " | ".join(names))
-    return _module(name)
-
-
-def component_name(section: str, config: ConfigDict) -> str:
-    """`config.<section>.name`; raises ConfigError when the section has none."""
-    if "name" not in config:
-        raise ConfigError(f"config.{section}.name is missing")
-    return config.name
-
-
-def _module(name):
-    return importlib.import_module(f"nexttok.tokenizers.{name}")
 
 
 def make_features(config: ConfigDict):

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nexttok import contexts, heads, plans
-from nexttok.config import build, check, check_keys
+from nexttok.config import build, check, check_keys, component, names, part
 from nexttok.contexts.contract import Calls, Lesson
 from nexttok.heads import guidance
 from nexttok.heads.draw import Draw
@@ -80,7 +78,7 @@ class Generator:
     def _check_context(self):
         """Raises ConfigError unless the context can serve the plan, the tokens and the backbone."""
         name = type(self.context).__name__.lower()
-        reasons = {n: _module(contexts, n).refusal(self.plan, self.spec) for n in names(contexts)}
+        reasons = {n: component(contexts, n).refusal(self.plan, self.spec) for n in names(contexts)}
         fitting = " | ".join(n for n, reason in reasons.items() if not reason) or "another plan"
         check(not reasons[name], "generator.context.name", name, f"{fitting}, as {reasons[name]}")
         prefix = self.backbone.prefix
@@ -275,28 +273,6 @@ def _ordered(x, order):
     return jnp.take_along_axis(x, order if x.ndim == 2 else order[..., None], axis=1)
 
 
-def names(package: ModuleType) -> list[str]:
-    """The components of a package: its files with a `make`."""
-    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
-    return [n for n in found if hasattr(_module(package, n), "make")]
-
-
-def part(package: ModuleType, section, where: str) -> ModuleType:
-    """The module of `package` that `section.name` names; a component's name is its file.
-
-    Raises:
-      ConfigError: no such module.
-    """
-    check("name" in section, f"{where}.name", None, "the name of a component")
-    check(section.name in names(package), f"{where}.name", section.name,
-          " | ".join(names(package)))  # fmt: skip
-    return _module(package, section.name)
-
-
-def _module(package, name):
-    return importlib.import_module(f"{package.__name__}.{name}")
-
-
 def make(section, spec: TokenSpec, num_classes: int, dtype: str = "float32") -> Generator:
     """A generator from `config.generator` for the tokens a tokenizer publishes.
 
@@ -305,6 +281,8 @@ def make(section, spec: TokenSpec, num_classes: int, dtype: str = "float32") -> 
     """
     here = "generator"
     check_keys(section, SECTIONS, here)
+    check(spec.codes == 1, "tokenizer.bottleneck", f"of {spec.codes} ids per position",
+          "one of a single id, as every head draws one; or stages without 'generator'")  # fmt: skip
     plan = plans.make(build(plans.PlanConfig, section.plan, f"{here}.plan"), spec)
     context = part(contexts, section.context, f"{here}.context").make(section.context)
     kind = part(backbones, section.backbone, f"{here}.backbone")

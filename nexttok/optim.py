@@ -15,7 +15,9 @@ from nexttok.mesh import path_name
 OPTIMIZERS, SCHEDULES = ("adamw", "adam", "lion", "muon"), ("cosine", "linear", "constant")
 
 # Never decayed, whatever their rank: embeddings, positions, learned tokens, biases, scales.
-NO_DECAY = re.compile(r"(bias|scale|gamma|embedding|positions|registers|sos|\w+_tokens?)$")
+NO_DECAY = re.compile(
+    r"(bias|scale|gamma|embedding|sums|numbers|positions|registers|sos|\w+_tokens?)$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,8 @@ def make_optimizer(cfg: StageConfig, where: str) -> optax.GradientTransformation
 def muon(
     rate: optax.Schedule, b1: float, b2: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Muon (Jordan et al., 2024) on weight matrices, scanned ones layer by layer; Adam elsewhere.
+    """Muon (Jordan et al., 2024) on weight matrices, scanned ones layer by layer, and on kernels of
+    convolutions as matrices from windows to channels; Adam elsewhere.
 
     Updates are scaled to Adam's RMS (Liu et al., "Muon is Scalable for LLM Training", 2025), so
     one learning rate serves both.
@@ -128,9 +131,10 @@ def muon(
 
     def dimensions(params):
         def one(path, leaf):
-            if NO_DECAY.search(path_name(path)) or leaf.ndim not in (2, 3):
+            if NO_DECAY.search(path_name(path)) or leaf.ndim not in (2, 3, 4):
                 return None
-            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+            inputs = (0, 1, 2) if leaf.ndim == 4 else leaf.ndim - 2
+            return optax.contrib.MuonDimensionNumbers(inputs, leaf.ndim - 1)
 
         return jax.tree_util.tree_map_with_path(one, params)
 

@@ -30,6 +30,7 @@ class TokenSpec:
       nested: True when prefixes of the tokens decode: any of 1D tokens trained with nested dropout,
         whole scales of a pyramid.
       scales: sides of a coarse-to-fine pyramid whose maps follow each other in (N,); () for others.
+      codes: ids that a position holds, each of `vocab` values.
     """
 
     grid: tuple[int, ...]
@@ -37,6 +38,7 @@ class TokenSpec:
     channels: int
     nested: bool = False
     scales: tuple[int, ...] = ()
+    codes: int = 1
 
     @property
     def length(self) -> int:

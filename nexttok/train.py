@@ -48,7 +48,9 @@ class Task:
       name: stage name.
       init: key -> parameters.
       loss: (params, frozen, batch, key) -> (loss of shape [B, ...], scalar metrics); beside the
-        loader's entries the batch holds "step", int32 [], the number of finished steps.
+        loader's entries the batch holds "step", int32 [], the number of finished steps. Metrics may
+        hold "moves", a tree of changes that are added to parameters (moving averages, counts, codes
+        that are drawn anew): means over micro-batches.
     """
 
     name: str
@@ -144,6 +146,13 @@ def loss_and_grad(task: Task, params, frozen, batch: dict, key: Array, accumulat
     return jax.tree.map(lambda x: x / accumulate, total)
 
 
+def moved(tree: Any, moves: Any) -> Any:
+    """The tree with `moves`, which hold some of its branches, added to its leaves."""
+    if not isinstance(moves, dict):
+        return tree + moves
+    return tree | {name: moved(tree[name], change) for name, change in moves.items()}
+
+
 def make_step(task: Task, cfg: StageConfig) -> Callable:
     """The training step: (state, frozen, batch) -> (state, metrics); pure, to be jitted."""
     optimizer = make_optimizer(cfg, f"train.{task.name}")
@@ -153,7 +162,7 @@ def make_step(task: Task, cfg: StageConfig) -> Callable:
         key, batch = stream(state.rng, state.step), batch | {"step": state.step}
         loss, metrics, grads = loss_and_grad(task, state.params, frozen, batch, key, cfg.accumulate)
         updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = moved(optax.apply_updates(state.params, updates), metrics.pop("moves", {}))
         ema = ema_update(state.ema, params, cfg.ema, state.step) if cfg.ema else state.ema
         metrics = metrics | {
             "loss": loss,

@@ -22,7 +22,7 @@ def llamagen():
     """The tiny LlamaGen at the size of the fixture."""
     config = load_config("configs/llamagen.py:tiny")
     config.generator.backbone.update(width=64, depth=2, head_dim=16, mlp_hidden=256)
-    config.tokenizer.codebook_size = 64
+    config.tokenizer.bottleneck.size = 64
     config.data.num_classes = 5
     return experiment.resolve(config)
 
@@ -99,11 +99,13 @@ VARIANTS = ("small",)
 
 def get_config(variant="small"):
     config = {paper}.get_config("tiny")
-    config.tokenizer.update(
-        codebook_size=64, latent_channels=8, groups={groups}, adversarial_weight=0.5,
-        discriminator_layers=1, discriminator_width=8,
+    for part in (config.tokenizer.encoder, config.tokenizer.decoder):
+        part.groups = {groups}
+        part.update({network})
+    config.tokenizer.bottleneck.update(size=64, channels=8)
+    config.tokenizer.losses.update(
+        adversarial_weight=0.5, discriminator_layers=1, discriminator_width=8
     )
-    config.tokenizer.update({tokenizer})
     config.generator.backbone.update({backbone})
     # as on a machine without the data set
     config.data.update(source="tfds:imagenet2012", root="none", num_classes=5, channels=3)
@@ -111,11 +113,11 @@ def get_config(variant="small"):
 """
 
 
-def small(folder, paper, tokenizer, backbone, groups=8):
+def small(folder, paper, network, backbone, groups=8):
     """A config file of a tiny adversarial tokenizer and a generator."""
     path = folder / "configs" / f"{paper}_small.py"
     path.parent.mkdir()
-    texts = dict(paper=paper, tokenizer=tokenizer, backbone=backbone, groups=groups)
+    texts = dict(paper=paper, network=f"dict({network})", backbone=backbone, groups=groups)
     path.write_text(SMALL.format(**texts))
     return f"--config={path}"
 
@@ -150,7 +152,7 @@ def test_an_imported_tokenizer_without_its_discriminator_serves_another_run(tmp_
 def test_imported_stages_of_one_workdir_sample(tmp_path):
     config = small(
         tmp_path, "var",
-        "width=32, multipliers=(1, 2, 2), groups=32, attention=(2,), decoder_attention=(2,)",
+        "width=32, multipliers=(1, 2, 2), attention=(2,)",
         "width=48, depth=3, head_dim=16, mlp_hidden=192", groups=32,
     )  # fmt: skip
     tokenizer = official.state_dict(official.load("var_vqvae4"))

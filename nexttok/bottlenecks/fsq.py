@@ -4,6 +4,7 @@ Each channel is bounded by a shifted tanh and rounded to one of L levels; the id
 the mixed-radix number of its levels, channel 0 fastest. There is no codebook and no auxiliary loss.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nexttok.config import check
+from nexttok.bottlenecks import vq
+from nexttok.bottlenecks.contract import Coded, Codes
+from nexttok.config import build, check
 
 
 def validate(levels: tuple[int, ...], where: str) -> None:
@@ -81,3 +84,52 @@ def quantize(
     rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
     values = rounded / _row(np.asarray(levels) // 2, rounded)
     return values, values_to_ids(jax.lax.stop_gradient(values), levels), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FSQ(Codes):
+    """Rounding without parameters.
+
+    Attributes:
+      levels: of each channel.
+      printed: see `bound`.
+    """
+
+    levels: tuple[int, ...]
+    printed: bool
+    where: str
+
+    def __post_init__(self):
+        validate(self.levels, f"{self.where}.levels")
+
+    @property
+    def inputs(self) -> int:
+        """One channel per level."""
+        return len(self.levels)
+
+    @property
+    def channels(self) -> int:
+        """As many as go in."""
+        return len(self.levels)
+
+    @property
+    def vocab(self) -> int:
+        """The product of the levels."""
+        return vocabulary(self.levels)
+
+    def ids_to_values(self, params: dict, ids: Int[Array, "*n"]) -> Float[Array, "*n C"]:
+        """See the function."""
+        del params
+        return ids_to_values(ids, self.levels)
+
+    def quantize(self, params: dict, z: Array, rng: Array | None, train: bool = True) -> Coded:
+        """See the function; rng is not used."""
+        del params, rng, train
+        values, ids, _ = quantize(z, self.levels, self.printed)
+        metrics = {"perplexity": vq.perplexity(ids, self.vocab)}
+        return Coded(values, ids, jnp.zeros(()), metrics, {})
+
+
+def make(section, where: str) -> FSQ:
+    """From a config section; raises ConfigError for wrong keys or values."""
+    return build(FSQ, section, where, named=True)

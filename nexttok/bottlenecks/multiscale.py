@@ -11,6 +11,7 @@ All scales share one codebook E [V, C], and a few convolutions phi_s(h) = (1 - w
 ordered coarse to fine, row-major inside a scale. The last scale is not resized. float32 throughout.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -19,7 +20,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nexttok.bottlenecks import vq
-from nexttok.config import check
+from nexttok.bottlenecks.contract import Coded
+from nexttok.config import build, check
+from nexttok.tokens import Tokens, TokenSpec
 
 
 def check_sides(sides: tuple[int, ...], side: int, where: str) -> None:
@@ -240,3 +243,102 @@ def quantize(
     learn, commit = (sum(term) / len(sides) for term in zip(*terms, strict=True))
     aux = {"codebook": learn, "commitment": beta * commit}
     return f + stop(f_hat - f), jnp.concatenate(ids, axis=1), aux
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiScale:
+    """The pyramid of a square latent; parameters {embedding, phi: {conv0, ...}}.
+
+    Attributes:
+      channels: width of a code and of the latent.
+      size: number of codes.
+      normalize: codes are chosen by cosine; their values keep their length.
+      beta: weight of the commitment loss.
+      sides: of the maps, growing up to the latent's side.
+      phis: convolutions that the scales share; 4 of ten scales in the release.
+      phi_ratio: their share in phi.
+    """
+
+    channels: int
+    size: int
+    normalize: bool
+    beta: float
+    sides: tuple[int, ...]
+    phis: int
+    phi_ratio: float
+    where: str
+
+    def __post_init__(self):
+        for name, least in (("channels", 1), ("size", 2), ("beta", 0)):
+            value = getattr(self, name)
+            check(value >= least, f"{self.where}.{name}", value, f"at least {least}")
+
+    @property
+    def inputs(self) -> int:
+        """As many as a code has."""
+        return self.channels
+
+    def spec(self, grid: tuple[int, ...]) -> TokenSpec:
+        """All maps in one row; a prefix decodes as far as its last whole map."""
+        square(grid, self.where)
+        validate(self.sides, grid[0], self.phis, self.phi_ratio, self.where)
+        return TokenSpec((ends(self.sides)[-1],), self.size, self.channels, True, self.sides)
+
+    def init(self, key: Array) -> dict:
+        """Parameters; see the class."""
+        rows = vq.init_codebook(key, self.size, self.channels)
+        return {"embedding": rows, "phi": init_phis(key, self.phis, self.channels)}
+
+    def _pyramid(self, params):
+        """What every function of this file takes after its own arguments."""
+        return params["embedding"], params["phi"], self.sides
+
+    def quantize(self, params: dict, z: Array, rng: Array | None, train: bool = True) -> Coded:
+        """See the function; rng is not used."""
+        del rng, train
+        values, ids, losses = quantize(
+            z, *self._pyramid(params), self.beta, self.phi_ratio, self.normalize
+        )
+        metrics = losses | {"perplexity": vq.perplexity(ids, self.size)}
+        return Coded(values, ids, sum(losses.values()), metrics, {})
+
+    def encode(self, params: dict, z: Array, rng: Array | None = None) -> Tokens:
+        """Ids [B, N], coarse to fine and row-major inside a map, and as values [B, N, C] what the
+        coarser maps of each token decode to; deterministic, rng is not used."""
+        ids = self.quantize(params, z, rng).ids
+        return Tokens(ids=ids, values=ar_inputs(ids, *self._pyramid(params), self.phi_ratio))
+
+    def decode(
+        self,
+        params: dict,
+        tokens: Tokens,
+        grid: tuple[int, ...],
+        keep: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B h w C"]:
+        """The latent of ids [B, M <= N]; values are not read.
+
+        Maps that are not complete add nothing, nor do maps beyond the first `keep` tokens.
+        """
+        del grid
+        return ids_to_values(tokens.ids, *self._pyramid(params), self.phi_ratio, keep)
+
+    def start(self, batch: int) -> tuple[Float[Array, "B h w C"], Float[Array, "B n C"]]:
+        """(f_hat, inputs of map 0) before any map is known: zeros."""
+        return start(batch, self.channels, self.sides)
+
+    def advance(
+        self, params: dict, f_hat: Float[Array, "B h w C"], ids: Int[Array, "B n"], k: int
+    ) -> tuple[Float[Array, "B h w C"], Float[Array, "B m C"]]:
+        """Adds the ids of map k: (f_hat, inputs of map k + 1), the latter empty after the last."""
+        return advance(f_hat, ids, k, *self._pyramid(params), self.phi_ratio)
+
+
+def square(grid: tuple[int, ...], where: str) -> None:
+    """Raises ConfigError unless latents lie on a square grid."""
+    fits = len(grid) == 2 and grid[0] == grid[1]
+    check(fits, f"{where}.name", "of a pyramid", f"a bottleneck without one for latents {grid}")
+
+
+def make(section, where: str) -> MultiScale:
+    """From a config section; raises ConfigError for wrong keys or values."""
+    return build(MultiScale, section, where, named=True)

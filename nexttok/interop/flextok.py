@@ -13,8 +13,8 @@ from nexttok.interop import blocks, vqgan
 from nexttok.interop.checkpoints import Converter, stacked
 from nexttok.nn.flextok import TIME_FREQUENCIES, patch_positions
 from nexttok.nn.transformer import TransformerConfig
+from nexttok.tokenizers.autoencoder import Autoencoder
 from nexttok.tokenizers.flextok import FlexTok
-from nexttok.tokenizers.vqgan import VQGAN
 
 ENCODER, DECODER, VAE = "encoder.module_dict.enc_", "decoder.module_dict.dec_", "vae.vae."
 
@@ -52,7 +52,7 @@ class _Diffusers(Converter):
         return super().take(self.prefix + name, shape[:2] if linear else shape).reshape(shape)
 
 
-def convert_vae(state: dict[str, np.ndarray], model: VQGAN | None) -> dict:
+def convert_vae(state: dict[str, np.ndarray], model: Autoencoder | None) -> dict:
     """Parameters {encoder, decoder} of the autoencoder, from either released file.
 
     Args:
@@ -64,20 +64,11 @@ def convert_vae(state: dict[str, np.ndarray], model: VQGAN | None) -> dict:
     """
     check(model is not None, "latent", None, "the autoencoder that this file is for")
     prefix = VAE if any(name.startswith(VAE) for name in state) else ""
-    what, levels = "FlexTok's autoencoder", len(model.multipliers)
+    what, levels = "FlexTok's autoencoder", len(model.encoder_sizes.multipliers)
     reader = _Diffusers(state, what, prefix, levels)
     if prefix:
         reader.ignore(r"(encoder|decoder)\.module_dict\.")
-    image, latent = model.image_shape[-1], model.latent_channels
-    outputs = model.encoder.channels
-    return reader.finish(
-        {
-            "encoder": vqgan.convert_encoder(reader, "", model.conv, "taming", outputs, image),
-            "decoder": vqgan.convert_decoder(
-                reader, "", model.decoder_conv, "taming", latent, image
-            ),
-        }
-    )
+    return reader.finish(vqgan.networks(reader, model, "taming"))
 
 
 def convert(state: dict[str, np.ndarray], model: FlexTok) -> dict:

@@ -8,21 +8,26 @@ import itertools
 
 import numpy as np
 
+from nexttok.config import check
 from nexttok.interop.checkpoints import Converter
-from nexttok.nn.magvit2 import CausalConfig
-from nexttok.tokenizers.magvit2 import Magvit2
+from nexttok.nn.networks.magvit2 import CausalConfig
+from nexttok.tokenizers.autoencoder import Autoencoder
 
 
-def convert(state: dict[str, np.ndarray], tokenizer: Magvit2) -> dict:
+def convert(state: dict[str, np.ndarray], tokenizer: Autoencoder) -> dict:
     """Parameters {encoder, decoder}.
 
     Raises:
       ConfigError: listing missing, unknown and mis-shaped entries.
     """
-    reader, config = Converter(state, "NBP's video tokenizer"), tokenizer.conv
-    codes, pixels = len(tokenizer.levels), tokenizer.image_shape[-1]
-    encoder = _encoder(_List(reader, "encoder_layers", config), pixels, codes)
-    decoder = _decoder(_List(reader, "decoder_layers", config), pixels, codes)
+    sizes = tokenizer.encoder_sizes, tokenizer.decoder_sizes
+    for part, found in zip(("encoder", "decoder"), sizes, strict=True):
+        fits = isinstance(found, CausalConfig)
+        check(fits, f"tokenizer.{part}.name", type(found).__name__, "'magvit2', as in this file")
+    reader = Converter(state, "NBP's video tokenizer")
+    codes, pixels = tokenizer.spec.channels, tokenizer.image_shape[-1]
+    encoder = _encoder(_List(reader, "encoder_layers", sizes[0]), pixels, codes)
+    decoder = _decoder(_List(reader, "decoder_layers", sizes[1]), pixels, codes)
     return reader.finish({"encoder": encoder, "decoder": decoder})
 
 

@@ -1,7 +1,8 @@
 """MaskGIT's and GIVT's tokenizers in: google-research/maskgit, maskgit/nets/vqgan_tokenizer.py, and
 the ImageNet VAEs of google-research/big_vision, models/proj/givt/cnn.py (flax).
 
-One network (nn/pooled_conv.py) whose layers flax has numbered in the order in which they run.
+One network (nn/networks/pooled_conv.py) whose layers flax has numbered in the order in which they
+run.
 """
 
 import itertools
@@ -11,8 +12,9 @@ import numpy as np
 from nexttok.config import check
 from nexttok.interop.blocks import flax_layer, flax_norm
 from nexttok.interop.checkpoints import Converter
-from nexttok.nn.conv import ConvConfig
-from nexttok.tokenizers import vqgan
+from nexttok.nn.networks.conv import ConvConfig
+from nexttok.nn.networks.pooled_conv import PooledConfig
+from nexttok.tokenizers import autoencoder
 
 
 def _linear(reader, name, inputs, outputs, bias=True):
@@ -46,7 +48,7 @@ def _level(reader, numbers, root, count, inputs, outputs):
 
 
 def _encoder(reader: Converter, config: ConvConfig, channels: int, image: int) -> dict:
-    """Parameters of nn.pooled_conv.Encoder from `encoder/*`."""
+    """Parameters of nn.networks.pooled_conv.Encoder from `encoder/*`."""
     numbers, width = itertools.count(), config.width
     params = {"conv_in": flax_layer(reader, "encoder/Conv_0", 3, 3, image, width, bias=False)}
     for i, m in enumerate(config.multipliers):
@@ -61,7 +63,7 @@ def _encoder(reader: Converter, config: ConvConfig, channels: int, image: int) -
 
 
 def _decoder(reader: Converter, config: ConvConfig, latent: int, image: int) -> dict:
-    """Parameters of nn.pooled_conv.Decoder from `decoder/*`."""
+    """Parameters of nn.networks.pooled_conv.Decoder from `decoder/*`."""
     numbers, levels = itertools.count(), len(config.multipliers)
     width = config.width * config.multipliers[-1]
 
@@ -85,7 +87,7 @@ def _decoder(reader: Converter, config: ConvConfig, latent: int, image: int) -> 
 def convert(
     state: dict[str, np.ndarray], section, image_shape: tuple[int, ...] = (256, 256, 3)
 ) -> dict:
-    """Official entries -> parameters {encoder, decoder[, quantizer]} of tokenizers.vqgan.
+    """Official entries -> parameters {encoder, decoder[, quantizer]} of tokenizers.autoencoder.
 
     Args:
       state: flat entries of the flax tree, named by '/'-joined paths.
@@ -96,16 +98,19 @@ def convert(
       ConfigError: the section is wrong or of another network, or entries are missing, unknown or
         mis-shaped.
     """
-    model = vqgan.make(section, image_shape)
-    allowed = "'pooled_conv', the network of this checkpoint"
-    check(model.network == "pooled_conv", "tokenizer.network", model.network, allowed)
-    reader, latent = Converter(state, "tokenizer checkpoint"), model.latent_channels
+    model = autoencoder.make(section, image_shape)
+    sizes = model.encoder_sizes, model.decoder_sizes
+    for part, found in zip(("encoder", "decoder"), sizes, strict=True):
+        allowed = "'pooled_conv', the network of this checkpoint"
+        check(isinstance(found, PooledConfig), f"{model.where}.{part}.name",
+              section[part].name, allowed)  # fmt: skip
+    reader, codes = Converter(state, "tokenizer checkpoint"), model.bottleneck
     image = model.image_shape[-1]
     params = {
-        "encoder": _encoder(reader, model.conv, model.encoder.channels, image),
-        "decoder": _decoder(reader, model.conv, latent, image),
+        "encoder": _encoder(reader, sizes[0], codes.inputs, image),
+        "decoder": _decoder(reader, sizes[1], codes.channels, image),
     }
-    if model.bottleneck == "vq":
-        rows = reader.take("quantizer/codebook", (model.codebook_size, latent))
+    if model.spec.vocab:
+        rows = reader.take("quantizer/codebook", (model.spec.vocab, codes.channels))
         params["quantizer"] = {"embedding": rows}
     return reader.finish(params)

@@ -3,14 +3,14 @@
 import numpy as np
 
 from nexttok.interop.checkpoints import Converter
-from nexttok.interop.vqgan import convert_decoder, convert_encoder
-from nexttok.tokenizers import multiscale
+from nexttok.interop.vqgan import networks
+from nexttok.tokenizers import autoencoder
 
 
 def convert(
     state: dict[str, np.ndarray], section, image_shape: tuple[int, ...] = (256, 256, 3)
 ) -> dict:
-    """Official entries -> parameters {encoder, decoder, quantizer} of tokenizers.multiscale.
+    """Official entries -> parameters {encoder, decoder, quantizer} of tokenizers.autoencoder.
 
     The usage counters (`quantize.ema_vocab_hit_SV`) are not used.
 
@@ -22,19 +22,16 @@ def convert(
     Raises:
       ConfigError: the section is wrong, or entries are missing, unknown or mis-shaped.
     """
-    model = multiscale.make(section, image_shape)
+    model = autoencoder.make(section, image_shape)
     reader = Converter(state, "VAR tokenizer checkpoint")
     reader.ignore(r"quantize\.ema_vocab_hit_SV$")
-    latent, image = model.latent_channels, model.image_shape[-1]
-    phi = "quantize.quant_resi.qresi_ls"
-    params = {
-        "encoder": convert_encoder(reader, "", model.conv, "var", latent, image),
-        "decoder": convert_decoder(reader, "", model.decoder_conv, "var", latent, image),
-        "quantizer": {
-            "embedding": reader.take("quantize.embedding.weight", (model.codebook_size, latent)),
-            "phi": {
-                f"conv{i}": reader.conv(f"{phi}.{i}", latent, latent) for i in range(model.phis)
-            },
+    params = networks(reader, model, "var")
+    codes, phi = model.bottleneck, "quantize.quant_resi.qresi_ls"
+    params["quantizer"] = {
+        "embedding": reader.take("quantize.embedding.weight", (codes.size, codes.channels)),
+        "phi": {
+            f"conv{i}": reader.conv(f"{phi}.{i}", codes.channels, codes.channels)
+            for i in range(codes.phis)
         },
     }
     return reader.finish(params)

@@ -1,6 +1,6 @@
 """Convolutional tokenizers in: LlamaGen, latent diffusion, MAR's kl16 and VAR's autoencoder.
 
-They are one network (nn/conv.py) under three sets of names:
+They are one network (nn/networks/conv.py) under three sets of names:
   llamagen   conv_blocks.i.{res,attn}.j, mid.{0,1,2}; the decoder's blocks deepest first.
   taming     down.i | up.i .{block,attn}.j, mid.{block_1,attn_1,block_2} (CompVis, LTH14/mar).
   var        taming's with queries, keys and values in one convolution, qkv.
@@ -10,9 +10,11 @@ import dataclasses
 
 import numpy as np
 
+from nexttok.config import check
 from nexttok.interop.checkpoints import Converter
-from nexttok.nn.conv import ConvConfig
-from nexttok.tokenizers import vqgan
+from nexttok.nn.networks.conv import ConvConfig
+from nexttok.tokenizers import autoencoder
+from nexttok.tokenizers.autoencoder import Autoencoder
 
 LAYOUTS = ("llamagen", "taming", "var")
 ROOTS = ("ema", "model_ema", "model", "state_dict")  # where the released files keep them
@@ -103,7 +105,7 @@ def _quantization(reader, name, config, inputs, outputs):
 def convert_encoder(
     reader: Converter, prefix: str, config: ConvConfig, layout: str, channels: int, image: int = 3
 ) -> dict:
-    """Parameters of nn.conv.Encoder from `<prefix>encoder.*` and `<prefix>quant_conv.*`.
+    """Parameters of nn.networks.conv.Encoder from `<prefix>encoder.*` and `<prefix>quant_conv.*`.
 
     Args:
       reader: keeps accounts of what is missing and left over.
@@ -134,7 +136,7 @@ def convert_encoder(
 def convert_decoder(
     reader: Converter, prefix: str, config: ConvConfig, layout: str, channels: int, image: int = 3
 ) -> dict:
-    """Parameters of nn.conv.Decoder from `<prefix>decoder.*` and `<prefix>post_quant_conv.*`.
+    """Parameters of networks.conv.Decoder: `<prefix>decoder.*` and `<prefix>post_quant_conv.*`.
 
     As `convert_encoder`; `channels` are the latent's.
     """
@@ -171,10 +173,28 @@ def convert_discriminator(
     return params | {"conv_out": reader.conv(f"{prefix}main.{3 * layers + 2}", inputs, 1, 4)}
 
 
+def networks(reader: Converter, model: Autoencoder, layout: str) -> dict:
+    """Parameters {encoder, decoder} of a model of such networks.
+
+    Raises:
+      ConfigError: the model's networks are others.
+    """
+    sizes = model.encoder_sizes, model.decoder_sizes
+    for part, found in zip(("encoder", "decoder"), sizes, strict=True):
+        fits = type(found) is ConvConfig
+        check(fits, f"{model.where}.{part}.name", type(found).__name__, "'conv', as in this file")
+    image, latent = model.image_shape[-1], model.bottleneck.channels
+    outputs = model.bottleneck.inputs
+    return {
+        "encoder": convert_encoder(reader, "", sizes[0], layout, outputs, image),
+        "decoder": convert_decoder(reader, "", sizes[1], layout, latent, image),
+    }
+
+
 def convert(
     state: dict[str, np.ndarray], section, image_shape: tuple[int, ...] = (256, 256, 3)
 ) -> dict:
-    """Official entries -> parameters {encoder, decoder, quantizer} of tokenizers.vqgan.
+    """Official entries -> parameters {encoder, decoder, quantizer} of tokenizers.autoencoder.
 
     Losses kept in the file (`loss.*`) and usage counters (`quantize.codebook_used`) are not used.
 
@@ -186,16 +206,11 @@ def convert(
     Raises:
       ConfigError: the section is wrong, or entries are missing, unknown or mis-shaped.
     """
-    model = vqgan.make(section, image_shape)
-    reader, layout = Converter(state, "tokenizer checkpoint"), layout_of(state)
+    model = autoencoder.make(section, image_shape)
+    reader = Converter(state, "tokenizer checkpoint")
     reader.ignore(r"loss\.|quantize\.codebook_used$")
-    latent, image = model.latent_channels, model.image_shape[-1]
-    outputs = model.encoder.channels
-    params = {
-        "encoder": convert_encoder(reader, "", model.conv, layout, outputs, image),
-        "decoder": convert_decoder(reader, "", model.decoder_conv, layout, latent, image),
-    }
-    if model.bottleneck == "vq":
-        rows = reader.take("quantize.embedding.weight", (model.codebook_size, latent))
-        params["quantizer"] = {"embedding": rows}
+    params = networks(reader, model, layout_of(state))
+    if model.spec.vocab:
+        shape = (model.spec.vocab, model.bottleneck.channels)
+        params["quantizer"] = {"embedding": reader.take("quantize.embedding.weight", shape)}
     return reader.finish(params)

@@ -5,11 +5,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.nn.linear import INITS, Linear
 from nexttok.nn.norms import layer_norm
+from nexttok.nn.patches import patchify, unpatchify
 from nexttok.nn.positions import sincos_table, time_features
 from nexttok.nn.transformer import Transformer, TransformerConfig
 
@@ -37,20 +37,6 @@ def trunk(
         remat=remat,
         unroll=unroll,
         dtype=dtype,
-    )
-
-
-def patchify(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B P F"]:
-    """Row-major patches, features in (row, column, channel) order."""
-    return rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
-
-
-def unpatchify(
-    x: Float[Array, "B P F"], grid: tuple[int, int], patch: int
-) -> Float[Array, "B H W C"]:
-    """Inverse of patchify; `grid` counts patches."""
-    return rearrange(
-        x, "b (h w) (p q c) -> b (h p) (w q) c", h=grid[0], w=grid[1], p=patch, q=patch
     )
 
 
@@ -90,7 +76,7 @@ class RegisterEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B N c"]:
         c = self.config
-        patches = patchify(x, self.patch)
+        patches = patchify(x, (self.patch, self.patch))
         grid = (x.shape[1] // self.patch, x.shape[2] // self.patch)
         h = Linear(c.width, dtype=c.dtype, name="patch_embed")(patches)
         h = h + jnp.asarray(patch_positions(grid, c.width, self.positions), h.dtype)[None]
@@ -146,7 +132,7 @@ class FlowDecoder(nn.Module):
         tokens = jnp.where(dropped[..., None], mask, tokens)
         tokens = jnp.where(null[:, None, None], vector("null_token", 1)[None], tokens)
 
-        patches = patchify(noised, self.patch)
+        patches = patchify(noised, (self.patch, self.patch))
         grid = (noised.shape[1] // self.patch, noised.shape[2] // self.patch)
         h = Linear(c.width, dtype=c.dtype, name="patch_embed")(patches)
         h = h + jnp.asarray(patch_positions(grid, c.width, self.positions), h.dtype)[None]
@@ -164,7 +150,7 @@ class FlowDecoder(nn.Module):
         h = layer_norm(h[:, : lengths[0]]) * (1.0 + scale[:, None]) + shift[:, None]
         velocity = Linear(patches.shape[2], init="zeros", name="to_patches")(h)
         tapped = None if tapped is None else tapped[:, : lengths[0]]
-        return unpatchify(velocity, grid, self.patch), tapped
+        return unpatchify(velocity, grid, (self.patch, self.patch)), tapped
 
 
 class Projector(nn.Module):

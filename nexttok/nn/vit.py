@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from nexttok.config import check
 from nexttok.nn.attention import Attention
-from nexttok.nn.flextok import patchify
 from nexttok.nn.linear import INITS, Linear
 from nexttok.nn.norms import Norm
+from nexttok.nn.patches import patchify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -108,7 +108,7 @@ class ViT(nn.Module):
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         c = self.config
         h, w = x.shape[1] // c.patch, x.shape[2] // c.patch
-        tokens = Linear(c.width, name="patch_embed")(patchify(x, c.patch))
+        tokens = Linear(c.width, name="patch_embed")(patchify(x, (c.patch, c.patch)))
         cls = self.param("cls_token", INITS["normal02"], (1, c.width))
         table = self.param("positions", INITS["normal02"], (1 + c.stored_grid**2, c.width))
         grid = jnp.asarray(table)[1:].reshape(c.stored_grid, c.stored_grid, -1)

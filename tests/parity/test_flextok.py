@@ -30,19 +30,19 @@ from nexttok.stages import TRAINING_ONLY, abstract_params
 from nexttok.tokenizers import autoencoder, flextok, nested
 from nexttok.tokens import Tokens
 from tests.parity import official
+from tests.tokenizers import sections as small
 
 SIZES = dict(
     registers=8, levels=(8, 8, 5, 5), patch=2, positions="rows", encoder_width=32, encoder_depth=2,
     decoder_width=48, decoder_depth=3, head_dim=16, flow_steps=5,
 )  # fmt: skip
-LATENT = dict(groups=4, scaling_factor=0.7, sample_posterior=False)
+LATENT = dict(attention=(), scaling_factor=0.7, sample_posterior=False)
 ENCODER, DECODER = "encoder.module_dict.enc_", "decoder.module_dict.dec_"
 
 
 def sections():
     """Config sections (latent, tokenizer) of the fixture."""
-    latent = config.autoencoder(width=8, multipliers=(1, 2), blocks=1, latent_channels=4)
-    latent.update(LATENT)
+    latent = small.autoencoder(small.KL, **LATENT)
     tokenizer = config.tokenizer()
     tokenizer.update(SIZES)
     return latent, tokenizer
@@ -63,7 +63,7 @@ def state():
 def built():
     """The tokenizer and its parameters, the autoencoder's included."""
     latent, tokenizer = sections()
-    latent = autoencoder.make(latent, (16, 16, 3))
+    latent = autoencoder.make(latent, (16, 16, 3), where="latent")
     model = flextok.make(tokenizer, (16, 16, 3), latent=latent)
     params = interop.convert(state(), model) | {"latent": interop.convert_vae(state(), latent)}
     return model, jax.tree.map(jnp.asarray, params)

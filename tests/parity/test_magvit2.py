@@ -12,20 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from configs import tokenizers
 from nexttok.bottlenecks import fsq
 from nexttok.config import ConfigError
 from nexttok.interop.magvit2 import convert
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
-from nexttok.tokenizers import magvit2
+from nexttok.tokenizers import autoencoder
 from nexttok.tokens import Tokens
 from tests.parity import official
+from tests.tokenizers import sections
 
 
 def make(shape=(5, 16, 16, 3), **changes):
-    return magvit2.make(ConfigDict(tokenizers.magvit2(**changes)), shape)
+    section = sections.changed(tokenizers.magvit2(), **changes)
+    return autoencoder.make(section, shape)
 
 
 @functools.cache
@@ -44,7 +45,7 @@ def forward():
 
     @jax.jit
     def run(params, clips):
-        z = tokenizer.encoder.apply({"params": params["encoder"]}, 0.5 * (clips + 1.0))
+        z = tokenizer.encoder.apply({"params": params["encoder"]}, clips)
         tokens = tokenizer.encode(params, clips)
         return z, tokens, tokenizer.decode(params, Tokens(ids=tokens.ids))
 
@@ -58,9 +59,11 @@ def test_codes_and_videos():
     param_shardings(make_mesh(MeshConfig(-1, 1, 1, 1, 1)), expected)
     z, tokens, decoded = forward()(clips)
     official.close(z, fixture["latents"].transpose(0, 2, 3, 4, 1))
-    official.close(fsq.bound(z, tokenizer.levels, printed=True), fixture["bounded"])
+    official.close(fsq.bound(z, tokenizer.bottleneck.levels, printed=True), fixture["bounded"])
     np.testing.assert_array_equal(tokens.ids, fixture["ids"].reshape(2, -1))
-    np.testing.assert_array_equal(fsq.values_to_ids(tokens.values, tokenizer.levels), tokens.ids)
+    np.testing.assert_array_equal(
+        fsq.values_to_ids(tokens.values, tokenizer.bottleneck.levels), tokens.ids
+    )
     official.close(decoded, 2.0 * fixture["decoded"].transpose(0, 2, 3, 4, 1) - 1.0)
 
 
@@ -84,7 +87,7 @@ def test_the_loss_is_the_reconstruction_and_reaches_every_parameter():
     params = jax.jit(tokenizer.init)(jax.random.key(0))
     grads, (each, metrics, error) = jax.jit(grad)(params)
     np.testing.assert_allclose(each, error, rtol=1e-4)
-    np.testing.assert_allclose(metrics["l1"], error.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["fidelity"], error.mean(), rtol=1e-4)
     assert 1.0 < float(metrics["perplexity"]) <= 4 * 8
     named = jax.tree_util.tree_leaves_with_path(grads)
     assert not [k for k, g in named if not float(jnp.abs(g).max()) > 0]
@@ -95,14 +98,26 @@ def test_the_loss_is_the_reconstruction_and_reaches_every_parameter():
     [
         ((16, 16, 3), {}, r"data\.frames = 0: expected at least 1"),
         ((4, 16, 16, 3), {}, r"data\.frames = 4: expected 1 and a multiple of 4"),
-        ((5, 12, 12, 3), {}, r"data\.resolution = 12: expected a multiple of the stride 8"),
-        ((5, 16, 16, 3), {"time_levels": 4}, r"tokenizer\.time_levels = 4: expected 0 \.\. 3"),
-        ((5, 16, 16, 3), {"groups": 48}, r"tokenizer\.groups = 48: expected a divisor of 128"),
-        ((5, 16, 16, 3), {"blocks": 0}, r"tokenizer\.blocks = 0"),
-        ((5, 16, 16, 3), {"multipliers": ()}, r"tokenizer\.multipliers = \(\)"),
-        ((5, 16, 16, 3), {"levels": (8, 1)}, r"tokenizer\.levels = \(8, 1\)"),
-        ((5, 16, 16, 3), {"reconstruction": "lpips"}, r"tokenizer\.reconstruction = 'lpips'"),
-        ((5, 16, 16, 3), {"reconstruction_weight": 0.0}, r"reconstruction_weight = 0\.0"),
+        ((5, 12, 12, 3), {}, r"data\.resolution = 12: expected a multiple of 8, the stride"),
+        (
+            (5, 16, 16, 3),
+            {"time_levels": 4},
+            r"tokenizer\.encoder\.time_levels = 4: expected 0 \.\. 3",
+        ),
+        (
+            (5, 16, 16, 3),
+            {"groups": 48},
+            r"tokenizer\.encoder\.groups = 48: expected a divisor of 128",
+        ),
+        ((5, 16, 16, 3), {"blocks": 0}, r"tokenizer\.encoder\.blocks = 0"),
+        ((5, 16, 16, 3), {"multipliers": ()}, r"tokenizer\.encoder\.multipliers = \(\)"),
+        ((5, 16, 16, 3), {"levels": (8, 1)}, r"tokenizer\.bottleneck\.levels = \(8, 1\)"),
+        (
+            (5, 16, 16, 3),
+            {"reconstruction": "lpips"},
+            r"tokenizer\.losses\.reconstruction = 'lpips'",
+        ),
+        ((5, 16, 16, 3), {"reconstruction_weight": -1.0}, r"reconstruction_weight = -1\.0"),
     ],
 )
 def test_bad_sections_are_refused(shape, changes, message):

@@ -20,17 +20,18 @@ from nexttok.config import ConfigError
 from nexttok.main import load_config
 from nexttok.tokens import Tokens
 from tests.parity import official
+from tests.tokenizers import sections
 
 SMALL = dict(width=32, multipliers=(1, 1, 2), discriminator_layers=1)
-MASKGIT = SMALL | dict(latent_channels=8, codebook_size=32)
-GIVT = SMALL | dict(latent_channels=4)
+MASKGIT = SMALL | dict(channels=8, size=32)
+GIVT = SMALL | dict(channels=4)
 
 
 def small(spec, sizes):
     """The experiment of a released size with a tokenizer of the fixture's."""
     config = load_config(spec)
     config.dtype, config.data.resolution = "float32", 16
-    config.tokenizer.update(sizes)
+    sections.changed(config.tokenizer, **sizes)
     return experiment.resolve(config)
 
 
@@ -94,8 +95,9 @@ def test_maskgit_encodes_quantizes_and_decodes_alike(maskgit):
 def test_maskgit_codebook_losses(maskgit):
     model, params, found = maskgit
     hidden, rows = jnp.asarray(found["hidden"]), params["quantizer"]["embedding"]
-    _, _, aux = vq.quantize(hidden, rows, model.normalize, model.beta)
-    entropy = model.entropy_weight * vq.entropy(hidden, rows, model.normalize)
+    codes = model.bottleneck
+    _, _, aux = vq.quantize(hidden, rows, codes.normalize, codes.beta)
+    entropy = codes.entropy_weight * vq.entropy(hidden, rows, codes.normalize)
     got = [aux["codebook"], aux["commitment"], entropy]
     np.testing.assert_allclose(got, found["losses"], rtol=1e-4)
 
@@ -135,7 +137,7 @@ def test_parameter_counts_of_the_released_tokenizers(spec, counts):
     del shapes["discriminator"]
     got = {k: sum(p.size for p in jax.tree.leaves(v)) for k, v in shapes.items()}
     assert got == counts
-    assert model.conv.stride == 16
+    assert model.encoder_sizes.stride == 16
 
 
 def test_every_wrong_entry_is_named():
@@ -153,5 +155,7 @@ def test_every_wrong_entry_is_named():
 
 def test_a_config_of_another_network_is_refused():
     exp = experiment.resolve(load_config("configs/maskgit.py"))
-    with pytest.raises(ConfigError, match=r"tokenizer\.network = 'conv': expected 'pooled_conv'"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.encoder\.name = 'conv': expected 'pooled_conv'"
+    ):
         importing.SYSTEMS["maskgit_vq"].convert(state_of("maskgit_vq"), exp)

@@ -15,8 +15,8 @@ from tests.parity.official import FIXTURES, state_dict
 from tests.tokenizers.test_multiscale import make, section
 
 SIDES = (1, 2, 3, 4, 6)
-SIZES = dict(width=64, groups=32, codebook_size=48, latent_channels=8, sides=SIDES, phis=4)
-SIZES |= dict(attention=(1,), decoder_attention=(1,))
+SIZES = dict(width=64, groups=32, size=48, channels=8, sides=SIDES, phis=4)
+SIZES |= dict(attention=(1,))
 SHAPE = (12, 12, 3)
 OFFICIAL = dict(np.load(FIXTURES / "var_vqvae.npz"))
 
@@ -47,7 +47,7 @@ def test_latents_codes_and_inputs():
 
 def test_sums_and_pictures():
     official, model, params = loaded()
-    parts = params["quantizer"]["embedding"], params["quantizer"]["phi"], model.sides
+    parts = params["quantizer"]["embedding"], params["quantizer"]["phi"], model.bottleneck.sides
     close(bottleneck.ids_to_values(official["ids"], *parts), official["f_hat"])
     close(bottleneck.prefix_values(official["ids"], 2, *parts), official["prefix2"])
     pictures = jax.jit(model.decode)(params, Tokens(ids=official["ids"]))
@@ -59,7 +59,7 @@ def test_loss_and_its_gradients():
 
     def total(f, quantizer):
         values, _, losses = bottleneck.quantize(
-            f, quantizer["embedding"], quantizer["phi"], model.sides
+            f, quantizer["embedding"], quantizer["phi"], model.bottleneck.sides
         )
         loss = sum(losses.values())
         return loss + (official["projection"] * values).sum(), loss
@@ -76,7 +76,11 @@ def test_codes_by_cosine():
     official, model, params = loaded()
     quantizer = params["quantizer"]
     _, ids, _ = bottleneck.quantize(
-        official["f"], quantizer["embedding"], quantizer["phi"], model.sides, normalize=True
+        official["f"],
+        quantizer["embedding"],
+        quantizer["phi"],
+        model.bottleneck.sides,
+        normalize=True,
     )
     np.testing.assert_array_equal(ids, official["ids_cosine"])
 

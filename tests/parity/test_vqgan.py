@@ -16,26 +16,26 @@ from nexttok.bottlenecks import kl, vq
 from nexttok.config import ConfigError
 from nexttok.interop import lpips, vqgan
 from nexttok.interop.checkpoints import Converter
-from nexttok.nn.conv import ConvConfig, Decoder, Encoder
 from nexttok.nn.discriminator import PatchGAN
 from nexttok.nn.lpips import LPIPS
-from nexttok.tokenizers import criteria
-from nexttok.tokenizers import vqgan as tokenizer
+from nexttok.nn.networks.conv import ConvConfig, Decoder, Encoder
+from nexttok.tokenizers import autoencoder, criteria
 from nexttok.tokens import Tokens
 from tests.parity.official import FIXTURES, state_dict
-from tests.tokenizers.test_vqgan import section
+from tests.tokenizers import sections
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
-LLAMAGEN = section(
+LLAMAGEN = sections.autoencoder(
     width=64, multipliers=(1, 2), attention=(1,), decoder_attention=(1,), groups=32, z_channels=16,
-    latent_channels=8, codebook_size=32, entropy_weight=0.1, adversarial_weight=0.5,
+    channels=8, size=32, entropy_weight=0.1, adversarial_weight=0.5,
     discriminator_start=5, discriminator_width=8, discriminator_layers=2,
     discriminator_norm="batch", adaptive_weight=True, perceptual_weight=1.0,
     perceptual_checkpoint="vgg.pth",
 )  # fmt: skip
-MAR = section(
-    width=64, multipliers=(1, 2), attention=(1,), decoder_attention=(), groups=32, bottleneck="kl",
-    latent_channels=4, codebook_size=0, scaling_factor=0.2325,
+MAR = sections.autoencoder(
+    sections.KL,
+    width=64, multipliers=(1, 2), attention=(1,), decoder_attention=(), groups=32,
+    channels=4, scaling_factor=0.2325,
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def llamagen():
     """The model, its parameters and the fixture."""
     found, judge = fixture("llamagen_vq"), "discriminator."
     state = state_dict(found)
-    model = tokenizer.make(LLAMAGEN, (16, 16, 3))
+    model = autoencoder.make(LLAMAGEN, (16, 16, 3))
     networks = {k: v for k, v in state.items() if not k.startswith(judge)}
     params = vqgan.convert(networks, LLAMAGEN, (16, 16, 3))
     reader = Converter({k: v for k, v in state.items() if k.startswith(judge)}, "discriminator")
@@ -94,7 +94,7 @@ def test_llamagen_codebook_losses():
 def test_discriminator_and_hinge_losses():
     model, params, found = llamagen()
     real, fake = (
-        model.discriminator.apply({"params": params["discriminator"]}, found[name])
+        model.losses.discriminator.apply({"params": params["discriminator"]}, found[name])
         for name in ("image", "decoded")
     )
     np.testing.assert_allclose(real, found["logits_real"], **CLOSE)
@@ -152,8 +152,8 @@ def test_the_whole_loss_and_its_gradients(step):
 @pytest.mark.parametrize(("name", "width", "side"), [("mar_kl", 64, 8), ("mar_kl16", 32, 16)])
 def test_mar_moments_kl_and_pictures(name, width, side):
     found, image, shape = fixture(name), fixture(name)["image"], (side, side, 3)
-    small = ConfigDict(MAR.to_dict() | dict(width=width))
-    model = tokenizer.make(small, shape)
+    small = sections.changed(ConfigDict(MAR.to_dict()), width=width)
+    model = autoencoder.make(small, shape)
     params = jax.tree.map(jnp.asarray, vqgan.convert(state_dict(found), small, shape))
     moments = model.encoder.apply({"params": params["encoder"]}, image)
     np.testing.assert_allclose(moments, found["moments"], **CLOSE)
@@ -209,8 +209,8 @@ def test_every_wrong_entry_is_named():
     ids=["VQ-16", "VQ-8"],
 )
 def test_parameter_counts_of_the_released_tokenizers(sizes, count):
-    sizes |= dict(width=128, blocks=2, groups=32, z_channels=256, latent_channels=8)
-    model = tokenizer.make(section(**sizes, codebook_size=16384), (256, 256, 3))
+    sizes |= dict(width=128, blocks=2, groups=32, z_channels=256, channels=8)
+    model = autoencoder.make(sections.autoencoder(**sizes, size=16384), (256, 256, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(p.size for p in jax.tree.leaves(shapes)) == count
     assert model.spec.grid == ((16, 16) if len(sizes["multipliers"]) == 5 else (32, 32))

@@ -8,19 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from configs import flextok as config
 from nexttok.config import ConfigError
 from nexttok.nn.conv import Conv, GroupNorm
 from nexttok.optim import permissive
 from nexttok.tokenizers import autoencoder
 from nexttok.tokens import Tokens
+from tests.tokenizers import sections
 
 
 def make(shape=(16, 16, 3), **changes):
-    section = config.autoencoder(width=8, multipliers=(1, 2), blocks=1, latent_channels=4)
-    section.update(groups=4)
-    section.update(changes)
-    return autoencoder.make(section, shape)
+    section = sections.autoencoder(sections.KL, attention=(), kl_weight=1e-6)
+    section = sections.changed(section, **changes)
+    return autoencoder.make(section, shape, where="latent")
 
 
 @functools.cache
@@ -146,9 +145,11 @@ def test_strided_convolution_pads_right_and_bottom():
 def test_bad_sizes_are_refused():
     with pytest.raises(ConfigError, match=r"data\.resolution = 15: expected a multiple of 2"):
         make((15, 15, 3))
-    with pytest.raises(ConfigError, match=r"latent\.groups = 5"):
+    with pytest.raises(ConfigError, match=r"latent\.encoder\.groups = 5"):
         make(groups=5).init(jax.random.key(0))
-    with pytest.raises(ConfigError, match=r"latent\.latent_channels = 0: expected at least 1"):
-        make(latent_channels=0)
-    with pytest.raises(ConfigError, match=r"latent\.attention = \(2,\): expected levels 0 \.\. 1"):
+    with pytest.raises(ConfigError, match=r"latent\.bottleneck\.channels = 0: expected at least 1"):
+        make(channels=0)
+    with pytest.raises(
+        ConfigError, match=r"latent\.encoder\.attention = \(2,\): expected levels 0 \.\. 1"
+    ):
         make(attention=(2,))

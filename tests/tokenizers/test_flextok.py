@@ -13,6 +13,7 @@ from nexttok.nn.flextok import patch_positions
 from nexttok.nn.vit import FeatureEncoder, ViTConfig
 from nexttok.tokenizers import autoencoder, flextok, nested
 from nexttok.tokens import Tokens
+from tests.tokenizers import sections
 
 SHAPE = (8, 8, 1)
 
@@ -161,9 +162,7 @@ def test_nested_dropout_laws(mode):
 
 
 def test_latents_of_a_frozen_autoencoder_are_tokenized():
-    section = config.autoencoder(width=8, multipliers=(1, 2), blocks=1, latent_channels=4)
-    section.update(groups=4)
-    latent = autoencoder.make(section, (16, 16, 3))
+    latent = autoencoder.make(sections.autoencoder(sections.KL), (16, 16, 3), where="latent")
     tokenizer = make((16, 16, 3), latent=latent)
     assert tokenizer.latent_shape == (8, 8, 4)
     params = jax.jit(tokenizer.init)(jax.random.key(0)) | {

@@ -7,37 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from nexttok.bottlenecks import multiscale as bottleneck
 from nexttok.config import ConfigError
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
 from nexttok.optim import permissive
-from nexttok.tokenizers import multiscale
+from nexttok.tokenizers import autoencoder
 from nexttok.tokens import Tokens
+from tests.tokenizers import sections
 
 SHAPE = (8, 8, 3)
 
 
 def section(**changes):
     """A tiny tokenizer: f2, sides 1, 2, 4."""
-    return ConfigDict(
-        dict(
-            name="multiscale", width=8, multipliers=(1, 2), blocks=1, attention=(),
-            decoder_attention=(), groups=4, z_channels=0, quant_kernel=3, latent_channels=4,
-            codebook_size=16, normalize=False, beta=0.25, sides=(1, 2, 4), phis=3, phi_ratio=0.5,
-            reconstruction="l2", reconstruction_weight=1.0, perceptual_weight=0.0,
-            perceptual_checkpoint="", adversarial_weight=0.0, adaptive_weight=False,
-            discriminator_start=0, discriminator_width=8, discriminator_layers=1,
-            discriminator_norm="group", lecam_weight=0.0,
-        )
-        | changes
-    )  # fmt: skip
+    base = sections.autoencoder(sections.MAPS, attention=(), quant_kernel=3)
+    return sections.changed(base, **changes)
 
 
 def make(shape=SHAPE, **changes):
     """The tokenizer of a changed section."""
-    return multiscale.make(section(**changes), shape)
+    return autoencoder.make(section(**changes), shape)
 
 
 @functools.cache
@@ -63,7 +53,7 @@ def test_spec_and_prefixes():
 def test_parameters_of_the_released_tokenizer():
     sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     sizes = dict(width=160, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), groups=32)
-    sizes |= dict(decoder_attention=(4,), latent_channels=32, codebook_size=4096, phis=4)
+    sizes |= dict(channels=32, size=4096, phis=4)
     model = make((256, 256, 3), sides=sides, **sizes)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert model.spec.length == 680
@@ -117,7 +107,7 @@ def test_maps_one_by_one_are_the_values_of_encode():
     tokens = encode(pictures())
     f_hat, values = model.start(3)
     seen = []
-    for k, part in enumerate(bottleneck.split(tokens.ids, model.sides)):
+    for k, part in enumerate(bottleneck.split(tokens.ids, model.bottleneck.sides)):
         seen.append(values)
         f_hat, values = model.advance(params, f_hat, part, k)
     np.testing.assert_allclose(jnp.concatenate(seen, 1), tokens.values, atol=1e-5)
@@ -153,7 +143,7 @@ def test_loss_falls_codes_are_used_and_every_parameter_learns():
 
 
 def test_the_adversarial_loss_is_that_of_the_vqgan():
-    model = make(adversarial_weight=0.5, adaptive_weight=True)
+    model = make(adversarial_weight=0.5, adaptive_weight=True, discriminator_layers=1)
     params = jax.eval_shape(model.init, jax.random.key(0))
     batch = {"image": pictures(), "step": jnp.asarray(5)}
     loss = lambda p: model.loss(p, batch, jax.random.key(1))
@@ -163,15 +153,15 @@ def test_the_adversarial_loss_is_that_of_the_vqgan():
 
 
 def test_bad_sections_are_refused():
-    with pytest.raises(ConfigError, match=r"tokenizer\.sides = \(1, 2, 3\).*the latent's, 4"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.bottleneck\.sides = \(1, 2, 3\).*the latent's, 4"
+    ):
         make(sides=(1, 2, 3))
-    with pytest.raises(ConfigError, match=r"tokenizer\.phis = 5: expected 1 \.\. 3"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.bottleneck\.phis = 5: expected 1 \.\. 3"):
         make(phis=5)
-    with pytest.raises(ConfigError, match=r"tokenizer\.side = 4: unknown key"):
-        make(side=4)
-    with pytest.raises(ConfigError, match=r"tokenizer\.bottleneck = 'kl': unknown key"):
-        make(bottleneck="kl")
+    wrong = section()
+    wrong.bottleneck.side = 4
+    with pytest.raises(ConfigError, match=r"tokenizer\.bottleneck\.side = 4: unknown key"):
+        autoencoder.make(wrong, SHAPE)
     with pytest.raises(ConfigError, match=r"data\.frames = 4"):
         make((4, 8, 8, 3))
-    with pytest.raises(ConfigError, match=r"latent\.name"):
-        multiscale.make(section(), SHAPE, latent=make())

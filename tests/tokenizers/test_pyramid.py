@@ -10,20 +10,21 @@ from ml_collections import ConfigDict
 
 from configs import tokenizers
 from nexttok.config import ConfigError
-from nexttok.tokenizers import pyramid, vqgan
+from nexttok.tokenizers import autoencoder
 from nexttok.tokens import Tokens
+from tests.tokenizers import sections
 
 SHAPE = (16, 16, 1)
 
 
 def section(**changes) -> ConfigDict:
     """A tiny pyramid of sides 1, 2, 4."""
-    return tokenizers.kl(**dict(name="pyramid", sides=(1, 2, 4), width=8, groups=4) | changes)
+    return sections.changed(tokenizers.pyramid((1, 2, 4)), **(dict(width=8, groups=4) | changes))
 
 
 @functools.cache
 def model():
-    return pyramid.make(section(), SHAPE)
+    return autoencoder.make(section(), SHAPE)
 
 
 @functools.cache
@@ -39,9 +40,8 @@ def encoded():
 
 def plain():
     """The autoencoder without a pyramid."""
-    alone = section(name="vqgan")
-    del alone.sides
-    return vqgan.make(alone, SHAPE)
+    alone = sections.changed(tokenizers.kl(), width=8, groups=4)
+    return autoencoder.make(alone, SHAPE)
 
 
 def test_maps_are_area_means_of_the_latent():
@@ -70,8 +70,7 @@ def test_decodes_the_last_whole_map():
 
 
 def test_bad_sections_are_refused():
-    with pytest.raises(ConfigError, match=r"tokenizer\.sides = \(1, 2\): expected growing sides"):
-        pyramid.make(section(sides=(1, 2)), SHAPE)
-    coded = section(bottleneck="vq", codebook_size=8)
-    with pytest.raises(ConfigError, match=r"tokenizer\.bottleneck = 'vq': expected kl"):
-        pyramid.make(coded, SHAPE)
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.bottleneck\.sides = \(1, 2\): expected growing sides"
+    ):
+        autoencoder.make(section(sides=(1, 2)), SHAPE)

@@ -7,28 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 from scipy.special import softmax
 
+from configs import tokenizers
 from nexttok.config import ConfigError
 from nexttok.data.shapes import Shapes
 from nexttok.data.source import DataConfig
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
-from nexttok.nn import video as layers
+from nexttok.nn.networks import video as layers
 from nexttok.optim import permissive
-from nexttok.tokenizers import video
+from nexttok.tokenizers import autoencoder
 from nexttok.tokens import Tokens
+from tests.tokenizers import sections
 
 SHAPE = (4, 8, 8, 3)
 
 
 def make(shape=SHAPE, **changes):
-    section = dict(
-        name="video", width=16, stride=(2, 4, 4), blocks=1, heads=2, groups=4, latent_channels=4,
-        codebook_size=32, normalize=True, beta=0.25, entropy_weight=0.0, reconstruction="l2",
-        reconstruction_weight=4.0,
-    )  # fmt: skip
-    return video.make(ConfigDict(section | changes), shape)
+    section = tokenizers.videogpt(width=16, stride=(2, 4, 4), groups=4)
+    return autoencoder.make(
+        sections.changed(section, **(dict(channels=4, size=32) | changes)), shape
+    )
 
 
 @functools.cache
@@ -98,7 +97,7 @@ def test_axial_attention_is_attention_along_one_axis(name, axis):
 )
 def test_strides(stride, stages):
     model = make((8, 16, 16, 3), stride=stride, blocks=0)
-    assert model.conv.stages == stages
+    assert model.encoder_sizes.stages == stages
     params = jax.eval_shape(model.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, 8, 16, 16, 3), jnp.float32)
     ids = jax.eval_shape(lambda p, x: model.encode(p, x).ids, params, x)
@@ -162,15 +161,19 @@ def test_loss_falls_on_moving_shapes_and_reaches_every_parameter():
 def test_bad_sections_are_refused():
     with pytest.raises(ConfigError, match=r"data\.frames = 0: expected at least 1"):
         make((8, 8, 3))
-    with pytest.raises(ConfigError, match=r"data\.frames = 3: expected a multiple of the stride 2"):
+    with pytest.raises(
+        ConfigError, match=r"data\.frames = 3: expected a multiple of 2, the stride"
+    ):
         make((3, 8, 8, 3))
     with pytest.raises(ConfigError, match=r"data\.resolution = 6"):
         make((4, 6, 6, 3))
-    with pytest.raises(ConfigError, match=r"tokenizer\.stride = \(2, 4, 2\): expected powers"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.encoder\.stride = \(2, 4, 2\): expected powers"
+    ):
         make(stride=(2, 4, 2))
-    with pytest.raises(ConfigError, match=r"tokenizer\.groups = 3"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.encoder\.groups = 3"):
         make(groups=3)
-    with pytest.raises(ConfigError, match=r"tokenizer\.heads = 3"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.encoder\.heads = 3"):
         make(heads=3)
-    with pytest.raises(ConfigError, match=r"tokenizer\.codebook_size = 1"):
-        make(codebook_size=1)
+    with pytest.raises(ConfigError, match=r"tokenizer\.bottleneck\.size = 1"):
+        make(size=1)

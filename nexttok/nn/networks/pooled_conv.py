@@ -5,13 +5,31 @@ without attention, z_channels or a quantization kernel: a 1 x 1 convolution ends
 released networks see pictures in [0, 1]; here they are in [-1, 1] outside, as everywhere.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nexttok.nn.conv import Conv, ConvConfig, GroupNorm
+from nexttok.config import build
+from nexttok.nn.conv import Conv, GroupNorm
 from nexttok.nn.linear import Linear
+from nexttok.nn.networks.conv import ConvConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledConfig(ConvConfig):
+    """ConvConfig, whose attention, z_channels and quant_kernel this network has not."""
+
+    def encoder(self, image_shape: tuple[int, ...], channels: int) -> "Encoder":
+        """Pictures -> latents."""
+        del image_shape
+        return Encoder(self, channels)
+
+    def decoder(self, image_shape: tuple[int, ...]) -> "Decoder":
+        """Latents -> pictures."""
+        return Decoder(self, image_shape[-1])
 
 
 class ResBlock(nn.Module):
@@ -91,3 +109,10 @@ class Decoder(nn.Module):
         x = jax.nn.silu(GroupNorm(c.groups, name="norm")(x))
         x = Conv(self.channels, dtype=c.dtype, name="conv_out")(x).astype(jnp.float32)
         return 2.0 * x - 1.0
+
+
+def make(section, dtype: str, where: str) -> PooledConfig:
+    """The sizes in a config section: width, multipliers, blocks, groups; ConfigError for wrong
+    ones."""
+    given = dict(attention=(), z_channels=0, quant_kernel=1, dtype=dtype)
+    return build(PooledConfig, section, where, named=True, **given)

@@ -3,20 +3,23 @@ Diffusion: Tokenizer is Key to Visual Generation", 2023), as Next Block Predicti
 
 [B, T, H, W, C] throughout. A frame sees itself and earlier ones, and the first frame stands alone:
 1 + k stride frames become 1 + k latent frames. Convolutions are 2D ones whose channels are the
-frames under their window, as in nn/video.py.
+frames under their window, as in networks/video.py. The released networks see pixels in [0, 1];
+here they are in [-1, 1] outside, as everywhere.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nexttok.config import check
+from nexttok.config import build, check
 from nexttok.nn.conv import Conv, GroupNorm
 from nexttok.nn.linear import Linear
-from nexttok.nn.video import fold, unfold
+from nexttok.nn.networks import divided
+from nexttok.nn.networks.video import fold, unfold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,8 @@ class CausalConfig:
     time_levels: int
     groups: int
     dtype: str = "float32"
-    where: str = "tokenizer"
+    where: str = "tokenizer.encoder"
+    last: ClassVar[tuple[str, ...]] = ("conv_out", "conv", "kernel")
 
     def __post_init__(self):
         where, strides = self.where, len(self.multipliers) - 1
@@ -61,6 +65,22 @@ class CausalConfig:
         """Frames, rows, columns per latent."""
         space = 2 ** (len(self.multipliers) - 1)
         return 2**self.time_levels, space, space
+
+    def grid(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Latents (t, h, w) of videos; see networks/__init__.py."""
+        time, rest = self.stride[0], (1, *self.stride[1:])
+        frames, *sides = divided(image_shape, rest, self.where)
+        check(frames % time == 1 % time, "data.frames", frames, f"1 and a multiple of {time}")
+        return (-(-frames // time), *sides)
+
+    def encoder(self, image_shape: tuple[int, ...], channels: int) -> "CausalEncoder":
+        """Videos -> latents."""
+        del image_shape
+        return CausalEncoder(self, channels)
+
+    def decoder(self, image_shape: tuple[int, ...]) -> "CausalDecoder":
+        """Latents -> videos."""
+        return CausalDecoder(self, image_shape[-1])
 
 
 class CausalConv3D(nn.Module):
@@ -127,7 +147,7 @@ class CausalEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w c"]:
         c = self.config
-        x = CausalConv3D(c.width * c.multipliers[0], dtype=c.dtype, name="conv_in")(x)
+        x = CausalConv3D(c.width * c.multipliers[0], dtype=c.dtype, name="conv_in")(0.5 * (x + 1.0))
         for i, m in enumerate(c.multipliers):
             x = Level(c.width * m, c, name=f"level{i}")(x)
             if i < len(c.cells):
@@ -156,4 +176,9 @@ class CausalDecoder(nn.Module):
                 x = unfold(x, c.cells[i - 1])[:, time - 1 :]  # the first frame stays one
         x = Swish(c.groups, name="last")(x)
         y = CausalConv3D(self.channels, dtype=c.dtype, name="conv_out")(x)
-        return y.astype(jnp.float32)
+        return 2.0 * y.astype(jnp.float32) - 1.0
+
+
+def make(section, dtype: str, where: str) -> CausalConfig:
+    """The sizes in a config section; raises ConfigError for wrong ones."""
+    return build(CausalConfig, section, where, named=True, dtype=dtype)

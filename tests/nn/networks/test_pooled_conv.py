@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nexttok.nn.conv import ConvConfig
-from nexttok.nn.pooled_conv import Decoder, Encoder, ResBlock, halve
-from tests.nn.test_conv import conv3, group_norm, random, randomized, silu
+from nexttok.nn.networks.conv import ConvConfig
+from nexttok.nn.networks.pooled_conv import Decoder, Encoder, ResBlock, halve
+from tests.nn.networks.test_conv import conv3, group_norm, random, randomized, silu
 
 TINY = ConvConfig(4, (1, 2, 2), 1, groups=2)
 

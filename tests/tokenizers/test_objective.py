@@ -7,32 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from nexttok.bottlenecks import vq
 from nexttok.config import ConfigError
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
-from nexttok.tokenizers import criteria, vqgan
+from nexttok.tokenizers import autoencoder, criteria
 from nexttok.tokens import Tokens
+from tests.tokenizers import sections
 
 SHAPE = (16, 16, 3)
 
 
-def section(**changes):
-    """A section with every key, at toy size."""
-    keys = dict(
-        name="vqgan", network="conv", width=8, multipliers=(1, 2), blocks=1, attention=(1,),
-        decoder_attention=(1,), groups=4, z_channels=0, quant_kernel=1, bottleneck="vq",
-        latent_channels=4, codebook_size=16, normalize=True, beta=0.25, entropy_weight=0.0,
-        scaling_factor=1.0, kl_weight=1e-6, sample_posterior=True, reconstruction="l2",
-        reconstruction_weight=1.0, perceptual_weight=0.0, perceptual_checkpoint="",
-        adversarial_weight=0.0, adaptive_weight=False, discriminator_start=0,
-        discriminator_width=4, discriminator_layers=2, discriminator_norm="group", lecam_weight=0.0,
-    )  # fmt: skip
-    return common.section(**(keys | changes))
-
-
-def make(shape=SHAPE, **changes):
-    return vqgan.make(section(**changes), shape)
+def make(shape=SHAPE, bottleneck=sections.VQ, **changes):
+    return autoencoder.make(sections.autoencoder(bottleneck, **changes), shape)
 
 
 ADVERSARIAL = dict(
@@ -93,7 +79,8 @@ def test_gradients_pass_straight_through_the_codes():
     encoded = lambda p: model.encoder.apply({"params": p}, IMAGES)
 
     def quantized(p):
-        return model._latents(params | {"encoder": p}, IMAGES, None)[0]
+        z = model.latents(params | {"encoder": p}, IMAGES)
+        return model.bottleneck.quantize(params["quantizer"], z, None).values
 
     got, expected = (
         jax.grad(lambda p, f=f: (weights * f(p)).sum())(params["encoder"])
@@ -131,12 +118,14 @@ def test_from_its_start_both_losses_count():
 
 def test_each_term_reaches_its_own_side_only():
     model, params = make(**(ADVERSARIAL | dict(adaptive_weight=False))), initial()
-    z = model._latents(params, IMAGES, None)[0]
+    z = model.bottleneck.quantize(params["quantizer"], model.latents(params, IMAGES), None).values
 
     def terms(params):
-        fidelity = functools.partial(model._fidelity, params, IMAGES)
-        _, both, metrics = model._adversarial(params, IMAGES, z, fidelity, jnp.asarray(10))
-        return both.mean(), metrics
+        kernel = params["decoder"]["conv_out"]["kernel"]
+        found = model.losses._adversarial(
+            params, IMAGES, lambda _: model.render(params, z), kernel, jnp.asarray(10)
+        )
+        return found[1].mean(), found[2]
 
     both = jax.grad(lambda p: terms(p)[0])(params)
     generator = jax.grad(lambda p: terms(p)[1]["generator"])(params)
@@ -214,7 +203,7 @@ def test_loss_without_adversary_is_its_definition():
 
 
 def test_kl_latents_scale_and_sample():
-    model = make(bottleneck="kl", codebook_size=0, scaling_factor=0.5)
+    model = make(bottleneck=sections.KL, scaling_factor=0.5)
     params, encode = jax.jit(model.init)(jax.random.key(0)), jax.jit(model.encode)
     assert set(params) == {"encoder", "decoder"}
     mode = encode(params, IMAGES)
@@ -236,22 +225,18 @@ def test_parameters_are_placed_on_a_mesh():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(network="vit"), r"tokenizer\.network = 'vit': expected conv \| pooled_conv"),
-        (
-            dict(network="pooled_conv"),
-            r"tokenizer\.attention = \(1,\): expected \(\) under network = 'pooled_conv'",
-        ),
-        (dict(bottleneck="fsq"), r"tokenizer\.bottleneck = 'fsq': expected vq \| kl"),
-        (dict(codebook_size=0), r"tokenizer\.codebook_size = 0: expected 2 or more codes"),
-        (dict(bottleneck="kl"), r"tokenizer\.codebook_size = 16: expected .* 0 under 'kl'"),
-        (dict(reconstruction="l3"), r"tokenizer\.reconstruction = 'l3': expected l1 \| l2"),
-        (dict(beta=-1.0), r"tokenizer\.beta = -1\.0: expected at least 0"),
-        (dict(quant_kernel=2), r"tokenizer\.quant_kernel = 2: expected 1 \| 3"),
-        (dict(groups=3), r"tokenizer\.groups = 3"),
+        (dict(size=0), r"tokenizer\.bottleneck\.size = 0: expected at least 2"),
+        (dict(reconstruction="l3"), r"tokenizer\.losses\.reconstruction = 'l3': expected l1 \| l2"),
+        (dict(beta=-1.0), r"tokenizer\.bottleneck\.beta = -1\.0: expected at least 0"),
+        (dict(quant_kernel=2), r"tokenizer\.encoder\.quant_kernel = 2: expected 1 \| 3"),
+        (dict(groups=3), r"tokenizer\.encoder\.groups = 3"),
         (dict(adversarial_weight=1.0, discriminator_norm="layer"), r"expected batch \| group"),
         (dict(adversarial_weight=1.0, discriminator_layers=3), r"fewer, for pictures this small"),
         (dict(perceptual_checkpoint="vgg.pth"), r"perceptual_checkpoint = 'vgg\.pth'"),
-        (dict(decoder_attention=(2,)), r"tokenizer\.attention = \(2,\): expected levels 0 \.\. 1"),
+        (
+            dict(decoder_attention=(2,)),
+            r"tokenizer\.decoder\.attention = \(2,\): expected levels 0 \.\. 1",
+        ),
     ],
 )
 def test_bad_values_are_refused(changes, message):
@@ -265,4 +250,19 @@ def test_providers_and_videos_are_refused():
     with pytest.raises(ConfigError, match=r"data\.resolution = 15: expected a multiple of 2"):
         make((15, 15, 3))
     with pytest.raises(ConfigError, match=r"latent\.name"):
-        vqgan.make(section(), SHAPE, latent=make())
+        autoencoder.make(sections.autoencoder(), SHAPE, latent=make())
+
+
+def test_parts_must_exist_and_fit():
+    section = sections.autoencoder()
+    section.encoder.name = "fourier"
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.encoder\.name = 'fourier': expected conv \|"
+    ):
+        autoencoder.make(section, SHAPE)
+    with pytest.raises(ConfigError, match=r"tokenizer\.decoder = 'of \(16, 16\) latents'"):
+        make(decoder_multipliers=(1,), decoder_attention=())
+    section = sections.autoencoder()
+    section.bottleneck.name = "nothing"
+    with pytest.raises(ConfigError, match=r"tokenizer\.bottleneck\.name = 'nothing': expected fsq"):
+        autoencoder.make(section, SHAPE)

@@ -8,16 +8,18 @@ Normalization is by groups, where VideoGPT normalizes over the batch.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nexttok.config import check
+from nexttok.config import build, check
 from nexttok.nn.attention import attend
 from nexttok.nn.conv import Conv, GroupNorm
 from nexttok.nn.linear import Linear
+from nexttok.nn.networks import divided
 
 AXES = {"time": 1, "height": 2, "width": 3}
 
@@ -41,7 +43,8 @@ class VideoConfig:
     heads: int
     groups: int
     dtype: str = "float32"
-    where: str = "tokenizer"
+    where: str = "tokenizer.encoder"
+    last: ClassVar[tuple[str, ...]] = ("up0", "conv", "conv", "kernel")
 
     def __post_init__(self):
         where, width = self.where, self.width
@@ -62,6 +65,19 @@ class VideoConfig:
         """(time, space) stride of each strided convolution; the smaller axis stops early."""
         time, space = (s.bit_length() - 1 for s in self.stride[:2])
         return tuple((1 + (i < time), 1 + (i < space)) for i in range(max(time, space)))
+
+    def grid(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Latents (t, h, w) of videos; see networks/__init__.py."""
+        return divided(image_shape, self.stride, self.where)
+
+    def encoder(self, image_shape: tuple[int, ...], channels: int) -> "VideoEncoder":
+        """Videos -> latents."""
+        del image_shape
+        return VideoEncoder(self, channels)
+
+    def decoder(self, image_shape: tuple[int, ...]) -> "VideoDecoder":
+        """Latents -> videos."""
+        return VideoDecoder(self, image_shape[-1])
 
 
 def fold(x: Float[Array, "B T H W C"]) -> Float[Array, "BT H W C"]:
@@ -214,3 +230,8 @@ class VideoDecoder(nn.Module):
             x = jax.nn.relu(Expand(c.width, c.stages[i], c.dtype, name=f"up{i}")(x))
         stride = c.stages[0] if c.stages else (1, 1)
         return Expand(self.channels, stride, c.dtype, name="up0")(x).astype(jnp.float32)
+
+
+def make(section, dtype: str, where: str) -> VideoConfig:
+    """The sizes in a config section; raises ConfigError for wrong ones."""
+    return build(VideoConfig, section, where, named=True, dtype=dtype)

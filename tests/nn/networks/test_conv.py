@@ -8,7 +8,8 @@ from scipy.signal import correlate
 from scipy.special import softmax
 
 from nexttok.config import ConfigError
-from nexttok.nn.conv import Conv, ConvConfig, Decoder, Encoder, ResBlock, SpatialAttention
+from nexttok.nn.conv import Conv
+from nexttok.nn.networks.conv import ConvConfig, Decoder, Encoder, ResBlock, SpatialAttention
 
 TINY = ConvConfig(4, (1, 2, 2), 1, attention=(2,), groups=2)
 
@@ -126,11 +127,14 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(groups=3), r"latent\.groups = 3: expected a divisor of 4 channels"),
-        (dict(groups=0), r"latent\.groups = 0: expected at least 1"),
-        (dict(multipliers=()), r"latent\.multipliers = \(\)"),
-        (dict(attention=(0, 2)), r"latent\.attention = \(0, 2\): expected levels 0 \.\. 1"),
-        (dict(blocks=0), r"latent\.blocks = 0: expected at least 1"),
+        (dict(groups=3), r"tokenizer\.encoder\.groups = 3: expected a divisor of 4 channels"),
+        (dict(groups=0), r"tokenizer\.encoder\.groups = 0: expected at least 1"),
+        (dict(multipliers=()), r"tokenizer\.encoder\.multipliers = \(\)"),
+        (
+            dict(attention=(0, 2)),
+            r"tokenizer\.encoder\.attention = \(0, 2\): expected levels 0 \.\. 1",
+        ),
+        (dict(blocks=0), r"tokenizer\.encoder\.blocks = 0: expected at least 1"),
     ],
 )
 def test_bad_sizes_are_refused(changes, message):

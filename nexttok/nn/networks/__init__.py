@@ -1,0 +1,34 @@
+"""Encoders and decoders of tokenizers, a file per family.
+
+A file's `make(section, dtype, where)` gives the sizes of a pair, of which a tokenizer takes the
+encoder, the decoder or both:
+
+    sizes.grid(image_shape) -> latents per axis; ConfigError for pictures that it cannot take
+    sizes.encoder(image_shape, channels) -> module: pictures [B, ..., C] -> [B, *grid, channels]
+    sizes.decoder(image_shape) -> module: latents [B, *grid, c] -> pictures, both float32
+    sizes.last -> path of the kernel of a decoder's last layer, at which losses are balanced
+"""
+
+from nexttok.config import check
+
+
+def divided(image_shape: tuple[int, ...], stride: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """image_shape / stride, axis by axis.
+
+    Args:
+      image_shape: (H, W, C) where there are two strides, (T, H, W, C) where there are three.
+      stride: pixels (or frames) per latent.
+      where: config section that errors name.
+
+    Raises:
+      ConfigError: videos instead of pictures or the other way round, sides that do not divide.
+    """
+    frames = image_shape[0] if len(image_shape) == 4 else 0
+    kind, count = ("pictures", "0") if len(stride) == 2 else ("videos", "at least 1")
+    fits = len(image_shape) == len(stride) + 1
+    check(fits, "data.frames", frames, f"{count}: config.{where} takes {kind}")
+    names = ("data.frames", "data.resolution", "data.resolution")[-len(stride) :]
+    for name, size, step in zip(names, image_shape, stride, strict=False):
+        allowed = f"a multiple of {step}, the stride of config.{where}"
+        check(size % step == 0, name, size, allowed)
+    return tuple(size // step for size, step in zip(image_shape, stride, strict=False))

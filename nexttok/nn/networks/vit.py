@@ -1,0 +1,184 @@
+"""Transformers over patches of pictures or videos, as encoder and decoder of tokenizers.
+
+Without registers a latent is a patch: the grid of ViT-VQGAN (Yu et al., "Vector-quantized Image
+Modeling with Improved VQGAN", 2021). With registers latents are K learned vectors that join the
+patches and alone are kept, and the decoder draws the patches from mask vectors that see them: TiTok
+(Yu et al., "An Image is Worth 32 Tokens for Reconstruction and Generation", 2024), LARP (Wang et
+al., "LARP: Tokenizing Videos with a Learned Autoregressive Generative Prior", 2024).
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from nexttok.config import build, check
+from nexttok.nn.linear import INITS, Linear
+from nexttok.nn.networks import divided
+from nexttok.nn.patches import patchify, unpatchify
+from nexttok.nn.positions import sincos_table
+from nexttok.nn.transformer import ACTIVATIONS, Transformer, TransformerConfig
+
+POSITIONS, VISIBLE = ("learned", "sincos"), ("all", "causal")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTSizes:
+    """Sizes of the pair.
+
+    Attributes:
+      patch: (rows, columns) or (frames, rows, columns) of a patch.
+      width, depth, head_dim, mlp_hidden, gated, activation, bias, norm_affine: see
+        nn/transformer.py; biases are those of attention and MLP.
+      positions: of patches and of a decoder's latents, learned | sincos.
+      registers: number of latents K; 0 for one per patch.
+      visible: what registers see: all, or causal: patches and the registers before (patches then
+        see patches alone), so that latents do not depend on later ones.
+      class_token: an extra vector runs beside the patches, as in CLIP.
+      pre_norm: normalize before the first block.
+    """
+
+    patch: tuple[int, ...]
+    width: int
+    depth: int
+    head_dim: int
+    mlp_hidden: int
+    gated: bool
+    activation: str
+    bias: bool
+    norm_affine: bool
+    positions: str
+    registers: int
+    visible: str
+    class_token: bool
+    pre_norm: bool
+    remat: bool
+    dtype: str = "float32"
+    where: str = "tokenizer.encoder"
+
+    last: ClassVar[tuple[str, ...]] = ("to_patches", "kernel")
+
+    def __post_init__(self):
+        for name, least in (("width", 1), ("depth", 1), ("head_dim", 1), ("mlp_hidden", 1),
+                            ("registers", 0)):  # fmt: skip
+            value = getattr(self, name)
+            check(value >= least, f"{self.where}.{name}", value, f"at least {least}")
+        fits = len(self.patch) in (2, 3) and min(self.patch) >= 1
+        check(fits, f"{self.where}.patch", self.patch, "(rows, columns) | (frames, rows, columns)")
+        fits = self.width % self.head_dim == 0
+        check(fits, f"{self.where}.head_dim", self.head_dim, f"a divisor of the width {self.width}")
+        one_of = dict(activation=tuple(ACTIVATIONS), positions=POSITIONS, visible=VISIBLE)
+        for name, allowed in one_of.items():
+            value = getattr(self, name)
+            check(value in allowed, f"{self.where}.{name}", value, " | ".join(allowed))
+        axes = 2 * len(self.patch)
+        fits = self.positions != "sincos" or self.width % axes == 0
+        check(fits, f"{self.where}.width", self.width, f"a multiple of {axes} for sincos positions")
+        fits = self.visible == "all" or self.registers > 0
+        check(fits, f"{self.where}.visible", self.visible, "all, without registers")
+
+    @property
+    def trunk(self) -> TransformerConfig:
+        """The transformer."""
+        return TransformerConfig(
+            width=self.width, depth=self.depth, head_dim=self.head_dim, gated=self.gated,
+            mlp_hidden=self.mlp_hidden, activation=self.activation, bias=self.bias,
+            mlp_bias=self.bias, norm_affine=self.norm_affine, remat=self.remat, dtype=self.dtype,
+        )  # fmt: skip
+
+    def patches(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Patches per axis."""
+        return divided(image_shape, self.patch, self.where)
+
+    def grid(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(K,) with registers, else the patches; see networks/__init__.py."""
+        patches = self.patches(image_shape)
+        return (self.registers,) if self.registers else patches
+
+    def encoder(self, image_shape: tuple[int, ...], channels: int) -> "Encoder":
+        """Pictures -> latents."""
+        return Encoder(self, self.patches(image_shape), channels)
+
+    def decoder(self, image_shape: tuple[int, ...]) -> "Decoder":
+        """Latents -> pictures."""
+        return Decoder(self, self.patches(image_shape), image_shape[-1])
+
+    def steps(self, patches: int) -> Array | None:
+        """Step ids of [patches | registers] (see nn/attention.py), None where all see all."""
+        if self.visible == "all":
+            return None
+        first = np.zeros(patches, np.int32)
+        return jnp.asarray(np.concatenate([first, 1 + np.arange(self.registers)]), jnp.int32)
+
+
+def placed(module: nn.Module, name: str, sizes: ViTSizes, grid: tuple[int, ...]) -> Array:
+    """Positions [1, N, D] of a grid: a parameter of the module, or a table."""
+    if sizes.positions == "sincos":
+        return jnp.asarray(sincos_table(grid, sizes.width))[None]
+    shape = (int(np.prod(grid)), sizes.width)
+    return module.param(name, INITS["normal02"], shape)[None]
+
+
+def with_class(module: nn.Module, sizes: ViTSizes, h: Array) -> Array:
+    """[class | patches]."""
+    token = module.param("cls_token", INITS["normal02"], (1, sizes.width))
+    first = jnp.broadcast_to(token[None].astype(h.dtype), (len(h), 1, sizes.width))
+    return jnp.concatenate([first, h], axis=1)
+
+
+class Encoder(nn.Module):
+    """Pictures -> latents [B, *grid, channels], in float32."""
+
+    sizes: ViTSizes
+    grid: tuple[int, ...]
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *s C"]) -> Float[Array, "B *g c"]:
+        s = self.sizes
+        h = Linear(s.width, dtype=s.dtype, name="patch_embed")(patchify(x, s.patch))
+        h = h + placed(self, "positions", s, self.grid).astype(h.dtype)
+        h = with_class(self, s, h) if s.class_token else h
+        others = h.shape[1]
+        if s.registers:
+            vectors = self.param("registers", INITS["normal02"], (s.registers, s.width))
+            vectors = jnp.broadcast_to(vectors[None].astype(h.dtype), (len(h), *vectors.shape))
+            h = jnp.concatenate([h, vectors], axis=1)
+        h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
+        h, _, _ = Transformer(s.trunk, name="trunk")(h, steps=s.steps(others))
+        kept = h[:, others:] if s.registers else h[:, int(s.class_token) :]
+        z = Linear(self.channels, name="to_latents")(s.trunk.norm_layer("norm_out")(kept))
+        return z if s.registers else z.reshape(len(z), *self.grid, self.channels)
+
+
+class Decoder(nn.Module):
+    """Latents -> pictures of `channels` channels, in float32."""
+
+    sizes: ViTSizes
+    grid: tuple[int, ...]
+    channels: int
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "B *g c"]) -> Float[Array, "B *s C"]:
+        s, count = self.sizes, int(np.prod(self.grid))
+        h = Linear(s.width, dtype=s.dtype, name="from_latents")(z.reshape(len(z), -1, z.shape[-1]))
+        if s.registers:
+            latents = h + placed(self, "latent_positions", s, (s.registers,)).astype(h.dtype)
+            mask = self.param("mask_token", INITS["normal02"], (1, s.width)).astype(h.dtype)
+            h = jnp.broadcast_to(mask[None], (len(h), count, s.width))
+        h = h + placed(self, "positions", s, self.grid).astype(h.dtype)
+        h = with_class(self, s, h) if s.class_token else h
+        h = jnp.concatenate([h, latents], axis=1) if s.registers else h
+        h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
+        h, _, _ = Transformer(s.trunk, name="trunk")(h)
+        h = s.trunk.norm_layer("norm_out")(h[:, int(s.class_token) :][:, :count])
+        pixels = Linear(self.channels * int(np.prod(s.patch)), name="to_patches")(h)
+        return unpatchify(pixels, self.grid, s.patch)
+
+
+def make(section, dtype: str, where: str) -> ViTSizes:
+    """The sizes in a config section; raises ConfigError for wrong ones."""
+    return build(ViTSizes, section, where, named=True, dtype=dtype)
