@@ -15,6 +15,7 @@ def base() -> ConfigDict:
             ),  # trained in this order, each on the frozen earlier ones
             tokenizer_checkpoint="",  # a finished workdir whose tokenizer is used
             cached_passes=0,  # generator: passes tokenized once; 0 for on the fly
+            token_dataset="",  # folder of --mode=tokenize that the generator trains from
             latent=dict(name=""),  # an autoencoder under the tokenizer; "" tokenizes pixels
             features=dict(name="", preset="", checkpoint=""),  # alignment: dinov2, its file
             mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1, expert=1),  # -1: all devices left over

@@ -90,9 +90,7 @@ def pure(plan="rows", **sizes):
 
 def video(config):
     """Moving shapes through a 3D VQ-VAE; a class is the kind of the one large shape."""
-    config.data.update(
-        source="shapes", frames=8, resolution=32, channels=3, num_classes=6, augment="none"
-    )
+    tokenizers.shapes(config)
     config.tokenizer = tokenizers.video()
     config.cached_passes = 0  # of 50,000 clips each is seen once at most
     config.eval.classifier_steps = 160

@@ -1,5 +1,7 @@
-"""Sections of the tokenizers that several papers share, released sizes included."""
+"""Sections of the tokenizers that several papers share, released sizes included; and what configs
+of tokenizers alone share."""
 
+from configs import common
 from configs.common import section
 
 LOSSES = dict(
@@ -42,6 +44,50 @@ def autoencoder(network, bottleneck, decoder=None, **losses):
         bottleneck=section(**bottleneck),
         losses=section(**(LOSSES | losses)),
     )
+
+
+def codes(**changes):
+    """A codebook; 256 unit codes of 8 channels, trained by gradient."""
+    return UNIT_CODES | changes
+
+
+def config(name):
+    """Of a tokenizer of digits. Its codes can be generated: --config.stages=tokenizer,generator."""
+    found = common.base()
+    found.name, found.stages = name, ("tokenizer",)
+    found.generator = section(
+        plan=common.plan("raster"), context=section(name="shift"), head=common.categorical(),
+        backbone=common.backbone(), class_dropout=0.1,
+    )  # fmt: skip
+    common.digits(found)
+    found.train.tokenizer.update(steps=600, optimizer="muon", learning_rate=4e-3)
+    return found
+
+
+def photos(found):
+    """32 x 32 crops of photographs, without classes."""
+    found.data.update(source="photos", resolution=32, channels=3, num_classes=1, augment="none")
+    found.train.tokenizer.update(steps=1000, batch_size=32)
+    found.eval.images = 200
+
+
+def shapes(found):
+    """8 frames of 32 x 32 moving shapes; a class is the kind of the one large shape."""
+    found.data.update(
+        source="shapes", frames=8, resolution=32, channels=3, num_classes=6, augment="none"
+    )
+    found.train.tokenizer.batch_size = 32
+
+
+def tiny(found):
+    """As everywhere (common.tiny), with networks of transformers narrow as well."""
+    common.tiny(found)
+    for part in ("encoder", "decoder"):
+        network = found.tokenizer[part]
+        if network.name == "vit":
+            network.update(width=32, depth=1, head_dim=16, mlp_hidden=64)
+        elif network.name == "strided":
+            network.update(width=32, blocks=1, residual=16)
 
 
 def vqgan():

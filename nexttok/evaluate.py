@@ -151,8 +151,8 @@ def drawn(
     return tokens, {name: int(value) for name, value in stats.items()}
 
 
-def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]:
-    """PSNR, SSIM, bits at every prefix length; codebook usage.
+def reconstruction(models: Models, images: np.ndarray, classifier, key) -> tuple[dict, dict]:
+    """PSNR, SSIM, Frechet distance and bits at every prefix length; codebook usage.
 
     Returns:
       Results, and the first batch of decoded images by prefix length (for the picture).
@@ -161,6 +161,7 @@ def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]
     vocab, lengths = exp.tokenizer.spec.vocab, models.lengths
     tokens, shown = [], {}
     scores: dict[int, list] = {n: [] for n in lengths}
+    seen: dict[int, list] = {n: [] for n in lengths}
     for i, rows, (x,) in padded(min(exp.eval.batch_size, len(images)), images):
         coded, count = array_of(models.encode(x)), rows.stop - rows.start
         tokens.append(np.asarray(coded)[:count])
@@ -168,13 +169,16 @@ def reconstruction(models: Models, images: np.ndarray, key) -> tuple[dict, dict]
             out = np.asarray(models.decode(coded, n, stream(stream(key, n), i)))[:count]
             true, made = frames(x[:count]), frames(out)
             scores[n].append((metrics.psnr(true, made), metrics.ssim(true, made)))
+            seen[n].append(classifier.features(out))
             shown.setdefault(n, out)
-    table = []
+    table, real = [], classifier.features(images)
     for n in lengths:
+        distance = frechet.frechet_distance(np.concatenate(seen[n]), real)
         psnr, ssim = (float(np.mean(np.concatenate(s))) for s in zip(*scores[n], strict=True))
         codes = n * exp.tokenizer.spec.codes
         bits = {"bits": float(metrics.bits_per_image(codes, vocab))} if vocab else {}
-        table.append({"tokens": n, **bits, "psnr": psnr, "ssim": ssim})
+        row = {"psnr": psnr, "ssim": ssim, "frechet_distance": float(distance)}
+        table.append({"tokens": n, **bits, **row})
     found = {"images": len(images), "prefixes": table}
     if vocab:
         found["codebook"] = metrics.codebook_usage(np.concatenate(tokens), vocab)

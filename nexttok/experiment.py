@@ -17,10 +17,12 @@ from nexttok.samplers.schedules import Guidance
 from nexttok.tokenizers import autoencoder
 
 SECTIONS = (
-    "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "mesh", "data",
-    "train", "features", "latent", "tokenizer", "generator", "sample", "eval",
+    "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "token_dataset",
+    "mesh", "data", "train", "features", "latent", "tokenizer", "generator", "sample", "eval",
 )  # fmt: skip
 STAGES = ("latent", "tokenizer", "generator")
+# Parameters that only training reads: no stage is sampled or frozen with them.
+TRAINING_ONLY = ("discriminator", "projector")
 # options of `config.sample` that only some plans and heads read, and what turns them off
 SAMPLE_OFF = {"steps": 0, "confidence": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 0.0}
 
@@ -136,6 +138,8 @@ def resolve(config: ConfigDict) -> Experiment:
     check(isinstance(config.seed, int) and config.seed >= 0, "seed", config.seed, "an int >= 0")
     passes = config.cached_passes
     check(isinstance(passes, int) and passes >= 0, "cached_passes", passes, "an int >= 0")
+    folder = config.token_dataset
+    check(isinstance(folder, str), "token_dataset", folder, "a folder, '' for none")
     stages = tuple(config.stages)
     data = build(DataConfig, config.data, "data")
     shape = image_shape(data)

@@ -20,7 +20,7 @@ from nexttok import experiment
 from nexttok.checkpoint import Checkpoints
 from nexttok.config import ConfigError, check
 from nexttok.evals.results import write_text
-from nexttok.experiment import Experiment
+from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.interop import (
     flextok,
     flextok_ar,
@@ -36,7 +36,7 @@ from nexttok.interop import (
     vqgan,
 )
 from nexttok.interop.checkpoints import Misfit, pick, read
-from nexttok.stages import TRAINING_ONLY, abstract_params
+from nexttok.stages import abstract_params
 
 ROOTS = (
     "model_ema", "ema", "model", "state_dict", "model_state_dict", "module", "trainer.var_wo_ddp",

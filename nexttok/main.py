@@ -17,6 +17,8 @@ from nexttok.config import ConfigError
 MODES = {
     "train": "train every stage (resuming), then measure, draw pictures and write the report",
     "eval": "measure a finished run again",
+    "tokenize": "write the tokens of the training data to config.token_dataset, or to "
+    "<workdir>/tokens",
     "sample": "draw images from a finished run (config.sample.*)",
     "compile": "compile the training steps and print bytes and FLOPs per device; nothing is run",
 }
@@ -193,9 +195,13 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     if args.mode == "compile":
         aot.run_compile(exp, args.topology)
     else:
-        {"train": run.run_train, "eval": run.run_eval, "sample": run.run_sample}[args.mode](
-            exp, workdir
-        )
+        modes = {
+            "train": run.run_train,
+            "eval": run.run_eval,
+            "sample": run.run_sample,
+            "tokenize": run.run_tokenize,
+        }
+        modes[args.mode](exp, workdir)
 
 
 def use_huge_pages() -> None:

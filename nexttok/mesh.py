@@ -53,7 +53,8 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(gamma|scale|ns_coeffs|modulation)$", (None,)),
     (r"(project|bridge|transform|velocity|moments)/kernel$", (None, None)),
     (r"conv_out/kernel$", (None, None, None, None)),
-    (r"conv\w*/kernel$", (None, None, None, "embed")),
+    (r"(conv|up)\w*/kernel$", (None, None, None, "embed")),
+    (r"mix\d+/kernel$", (None, "embed")),
     (r"(patch_embed|from_latents|time1|time2|to_patches|to_latents|out)/kernel$", (None, None)),
     (r"(bias|offset)$", (None,)),
 )

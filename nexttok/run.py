@@ -1,4 +1,4 @@
-"""The modes of the command line: train, eval, sample, compile."""
+"""The modes of the command line: train, eval, sample, tokenize."""
 
 import importlib.metadata
 import json
@@ -11,31 +11,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from nexttok import editing, evaluate, train
+from nexttok import editing, evaluate, token_files, train
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import class_names, make_loader
 from nexttok.evals import pictures, report, results
 from nexttok.evals.videos import save_animation, strip
-from nexttok.experiment import Experiment
+from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.mesh import make_mesh, use_mesh
 from nexttok.preflight import check_run
 from nexttok.rng import stream
 from nexttok.stages import (
-    TRAINING_ONLY,
     abstract_params,
     frozen_for,
     make_task,
     parameter_counts,
 )
-from nexttok.token_cache import cached_loader
 from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
 log = logging.getLogger("nexttok")
 
 # What may change between a run and its continuation: sections that do not touch what was trained,
 # and keys of `train` and `data` that keep the meaning of the steps already done.
-FREE = ("eval", "sample", "mesh")
+FREE = ("eval", "sample", "mesh", "token_dataset")
 FREE_KEYS = (
     "learning_rate", "final_learning_rate", "clip", "log_every", "save_every", "keep", "workers",
     "prefetch",
@@ -124,8 +122,10 @@ def run_train(exp: Experiment, workdir: str) -> dict:
                     continue
                 loader = stage_loader(exp, stage)
                 frozen = frozen_for(exp, stage, done)
-                if stage == "generator" and exp.config.cached_passes:
-                    loader = cached_loader(exp, frozen, workdir)
+                if stage == "generator" and exp.config.token_dataset:
+                    loader = token_files.loader(exp, frozen["tokenizer"], exp.config.token_dataset)
+                elif stage == "generator" and exp.config.cached_passes:
+                    loader = token_files.cached_loader(exp, frozen["tokenizer"], workdir)
                 done[stage] = train.fit(
                     make_task(exp, stage), exp.train[stage], exp.config.seed, mesh, frozen, loader,
                     os.path.join(workdir, "checkpoints", stage), writer, meta,
@@ -180,15 +180,15 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
     test = evaluate.held_out(exp, exp.eval.images)
     log.info("evaluating on %d held-out images", len(test["image"]))
     found = {"name": exp.config.name, "parameters": parameter_counts(exp)}
+    classifier = evaluate.judge(exp, test)
     found["reconstruction"], decoded = evaluate.reconstruction(
-        models, test["image"], stream(key, "reconstruction")
+        models, test["image"], classifier, stream(key, "reconstruction")
     )
     shown = [draw_reconstructions(test["image"], decoded, workdir)]
     if exp.generator is not None:
         likelihood = evaluate.likelihood(models, test["image"], test["label"])
         if likelihood:
             found["likelihood"] = likelihood
-        classifier = evaluate.judge(exp, test)
         found["samples"], drawn = evaluate.samples(models, test, classifier, stream(key, "samples"))
         shown += draw_samples(exp, drawn, workdir)
         speed = evaluate.speed(models, test, stream(key, "speed"))
@@ -295,3 +295,19 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     path = os.path.join(workdir, "samples.npz")
     np.savez_compressed(path, images=images[made], labels=labels, tokens=tokens)
     log.info("wrote %s", path)
+
+
+def run_tokenize(exp: Experiment, workdir: str) -> None:
+    """Writes the tokens of the training data to `config.token_dataset`, or to workdir/tokens.
+
+    The tokenizer is that of the finished stages of the workdir, or of `tokenizer_checkpoint`.
+    """
+    mesh = make_mesh(exp.mesh)
+    done = reused_stages(exp, mesh)
+    for stage in exp.train:
+        if stage != "generator" and stage not in done:
+            done[stage] = load_stage(exp, stage, workdir, mesh)
+    params = models_of(exp, done).params["tokenizer"]
+    folder = exp.config.token_dataset or os.path.join(workdir, "tokens")
+    token_files.tokenize(exp, params, folder)
+    log.info("wrote %s", folder)

@@ -13,9 +13,6 @@ from nexttok.rng import stream
 from nexttok.tokens import Tokens
 from nexttok.train import Task
 
-# Parameters that only training reads: no stage is sampled or frozen with them.
-TRAINING_ONLY = ("discriminator", "projector")
-
 
 def make_task(exp: Experiment, stage: str) -> Task:
     """The trainable of a stage; `frozen` holds what `frozen_for` returns."""

@@ -97,9 +97,9 @@ def test_a_trained_tokenizer_serves_another_run_with_cached_tokens(workdir, tmp_
     a, b = (json.loads((d / "results.json").read_text()) for d in (workdir, tmp_path))
     assert a["reconstruction"] == b["reconstruction"]
     assert not (tmp_path / "checkpoints" / "tokenizer").exists()
-    with np.load(next(tmp_path.glob("tokens-*.npz"))) as saved:
-        assert saved["ids"].shape[1] == 8
-        assert len(saved["ids"]) >= 1300
+    manifest = json.loads(next(tmp_path.glob("tokens-*/manifest.json")).read_text())
+    assert manifest["fields"]["ids"]["shape"] == [8]
+    assert manifest["examples"] >= 1300
 
 
 def test_sigkill_at_a_random_moment_changes_nothing(workdir, tmp_path):

@@ -45,10 +45,14 @@ def edit(args, workdir, code=0):
         return dict(saved)
 
 
-QUICK = ("maskgit", "var")  # two contexts; each takes a minute
-CASES = [
-    pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in FILES
-]
+QUICK = ("maskgit", "var", "vqvae")  # two contexts, moving averages; the former take a minute
+ALONE = [p for p in FILES if "generator" not in load_config(f"{p}:tiny").stages]
+
+
+def cases(paths):
+    return [
+        pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in paths
+    ]
 
 
 @pytest.mark.slow
@@ -86,7 +90,7 @@ def test_a_run_that_dies_in_every_stage_ends_as_an_undisturbed_one(path, tmp_pat
         if step == 1:
             raise Killed
 
-    for stage in ("tokenizer", "generator"):
+    for stage in exp.train:
         monkeypatch.setattr(Checkpoints, "save", dying)
         with pytest.raises(Killed):
             run.run_train(exp, str(tmp_path / "parts"))
@@ -96,7 +100,7 @@ def test_a_run_that_dies_in_every_stage_ends_as_an_undisturbed_one(path, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
-@pytest.mark.parametrize("path", CASES)
+@pytest.mark.parametrize("path", cases(p for p in FILES if p not in ALONE))
 def test_the_tiny_variant_runs_to_pictures_and_samples(path, tmp_path):
     args = [f"--config={path}:tiny", f"--workdir={tmp_path}", *SMALL]
     main(args)
@@ -120,3 +124,31 @@ def test_the_tiny_variant_runs_to_pictures_and_samples(path, tmp_path):
     kept = tokens[:, known].reshape(len(tokens), -1)
     assert (kept == kept[:1]).all()  # what was not masked is the same in every sample
     assert len(np.unique(tokens[:, ~known].reshape(len(tokens), -1), axis=0)) > 1
+
+
+@pytest.mark.parametrize("path", cases(ALONE))
+def test_a_tokenizer_alone_runs_to_pictures_and_numbers(path, tmp_path):
+    main([f"--config={path}:tiny", f"--workdir={tmp_path}", *SMALL])
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["reconstruction"]["images"] == 20
+    assert found["reconstruction"]["prefixes"][-1]["bits"] > 0
+    assert "samples" not in found
+    assert imread(tmp_path / "pictures" / "reconstructions.png").std() > 1
+
+
+def test_a_generator_trains_from_the_tokens_that_another_run_wrote(tmp_path, capsys):
+    config = f"--config={ROOT}/configs/vqvae.py:tiny"
+    first, second = tmp_path / "tokenizer", tmp_path / "generator"
+    main([config, f"--workdir={first}", *SMALL])
+    both = [config, *SMALL, "--config.stages=tokenizer,generator",
+            f"--config.tokenizer_checkpoint={first}"]  # fmt: skip
+    folder = f"--config.token_dataset={tmp_path}/tokens"
+    main([*both, f"--workdir={second}", folder, "--mode=tokenize"])
+    assert len(list((tmp_path / "tokens").glob("*.array_record"))) == 1
+    main([*both, f"--workdir={second}", folder])
+    found = json.loads((second / "results.json").read_text())
+    assert found["samples"]["network_calls"] == 16
+    assert not list(second.glob("tokens-*"))
+    with pytest.raises(SystemExit):
+        main([*both, f"--workdir={tmp_path}/third", folder, "--config.seed=1"])
+    assert "seed is 0, not 1" in capsys.readouterr().err

@@ -35,10 +35,12 @@ def row(workdir: str) -> list[str]:
     parts, samples = config["generator"], results["samples"]
     last = samples["prefixes"][-1]
     tokenizer = config["tokenizer"]
-    kind = tokenizer.get("bottleneck", "")
+    parted = "bottleneck" in tokenizer
     return [
         results["name"],
-        f"{tokenizer['name']} ({kind})" if kind else tokenizer["name"],
+        f"{tokenizer['encoder']['name']}, {tokenizer['bottleneck']['name']}"
+        if parted
+        else tokenizer["name"],
         *(parts[p]["name"] for p in ("plan", "context", "head")),
         str(last["tokens"]),
         str(samples["network_calls"]),

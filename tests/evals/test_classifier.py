@@ -11,7 +11,7 @@ CFG = DataConfig("digits", "", 16, 1, 10, 0, "affine", 0, 2)
 def test_it_reads_digits_well():
     test = next(iter(make_loader(CFG, "test", 397, 0)))
     loader = make_loader(CFG, "train", 128, 0)
-    judge = train_classifier(loader, test["image"], test["label"], 10, 150, 0)
+    judge = train_classifier(loader, test["image"], test["label"], 10, 80, 0)
     assert judge.accuracy >= 0.95
     assert (judge.predict(test["image"]) == test["label"]).mean() == judge.accuracy
     features = judge.features(test["image"][:130])

@@ -7,12 +7,14 @@ import pytest
 from nexttok.config import ConfigError
 from nexttok.evals import table
 
+TOKENIZER = {"encoder": "conv", "bottleneck": "vq"}
+
 
 def run(root, name, **samples):
     """A workdir with what the table reads."""
     root.mkdir()
     parts = {p: {"name": p} for p in ("plan", "context", "head")}
-    config = {"tokenizer": {"name": "vqgan", "bottleneck": "vq"}, "generator": parts}
+    config = {"tokenizer": {p: {"name": n} for p, n in TOKENIZER.items()}, "generator": parts}
     prefixes = [{"tokens": 16, "class_agreement": 0.9, "frechet_distance": 0.25}]
     results = {"name": name, "samples": {"network_calls": 8, "prefixes": prefixes} | samples}
     (root / "config.json").write_text(json.dumps(config))
@@ -25,7 +27,7 @@ def test_rows_come_from_the_files_and_the_readme_is_rewritten_in_place(tmp_path,
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
     assert table.main([run(tmp_path / "a", "var"), f"--write={readme}"]) == 0
-    cells = "| var | vqgan (vq) | plan | context | head | 16 | 8 | 0.900 | 0.25 | 123 |"
+    cells = "| var | conv, vq | plan | context | head | 16 | 8 | 0.900 | 0.25 | 123 |"
     assert cells in capsys.readouterr().out
     text = readme.read_text()
     assert cells in text

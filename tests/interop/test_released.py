@@ -10,7 +10,6 @@ import pytest
 from nexttok import experiment, importing
 from nexttok.main import load_config, variants_of
 from nexttok.nn.flextok import patch_positions
-from nexttok.stages import TRAINING_ONLY
 from tests.parity import released
 from tests.test_configs import ROOT
 
@@ -63,7 +62,7 @@ def test_paper_scale_sections_take_the_released_entries(system):
             params = known.convert(entries(system, variant, exp), exp)
             model = exp.latent if known.stage == "latent" else exp.tokenizer
             expected = jax.eval_shape(model.init, jax.random.key(0))
-            expected = {k: v for k, v in expected.items() if k not in TRAINING_ONLY}
+            expected = {k: v for k, v in expected.items() if k not in experiment.TRAINING_ONLY}
             found = jax.tree.map(np.shape, params)
             assert found == jax.tree.map(np.shape, expected), f"{name}:{variant}"
     assert done

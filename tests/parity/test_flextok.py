@@ -23,10 +23,11 @@ from nexttok import experiment, importing
 from nexttok.bottlenecks import fsq
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError
+from nexttok.experiment import TRAINING_ONLY
 from nexttok.interop import flextok as interop
 from nexttok.main import load_config
 from nexttok.nn.flextok import Projector
-from nexttok.stages import TRAINING_ONLY, abstract_params
+from nexttok.stages import abstract_params
 from nexttok.tokenizers import autoencoder, flextok, nested
 from nexttok.tokens import Tokens
 from tests.parity import official

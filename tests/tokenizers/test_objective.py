@@ -264,5 +264,7 @@ def test_parts_must_exist_and_fit():
         make(decoder_multipliers=(1,), decoder_attention=())
     section = sections.autoencoder()
     section.bottleneck.name = "nothing"
-    with pytest.raises(ConfigError, match=r"tokenizer\.bottleneck\.name = 'nothing': expected fsq"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.bottleneck\.name = 'nothing': expected binary"
+    ):
         autoencoder.make(section, SHAPE)

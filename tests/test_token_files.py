@@ -1,0 +1,118 @@
+"""Tokens on disk: whole, resumable, refused when they are another tokenizer's, and trained from."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nexttok import experiment, token_files
+from nexttok.config import ConfigError
+from nexttok.main import load_config
+from tests.test_configs import ROOT
+
+
+@functools.cache
+def setting(name="llamagen", **changes):
+    """A tiny experiment, one pass, and parameters of its tokenizer."""
+    config = load_config(f"{ROOT}/configs/{name}.py:tiny")
+    config.cached_passes = 1
+    for key, value in changes.items():
+        config[key] = value
+    exp = experiment.resolve(config)
+    params = jax.jit(exp.tokenizer.init)(jax.random.key(0))
+    if params.get("quantizer"):
+        rows = params["quantizer"]["embedding"]
+        spread = {"embedding": jax.random.normal(jax.random.key(1), rows.shape)}
+        params["quantizer"] = params["quantizer"] | spread
+    return exp, params
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(token_files, "SHARD", 500)
+
+
+def written(folder):
+    return {p.name: p.read_bytes() for p in folder.glob("*.array_record")}
+
+
+def test_shards_hold_every_example_once_and_do_not_depend_on_who_wrote_them(tmp_path):
+    exp, params = setting()
+    token_files.tokenize(exp, params, tmp_path / "a")
+    files = written(tmp_path / "a")
+    assert len(files) == 3  # 1,400 digits
+    gone = sorted(files)[1]
+    (tmp_path / "a" / gone).unlink()
+    (tmp_path / "a" / (gone + ".partial77")).write_bytes(b"half")
+    stamp = (tmp_path / "a" / sorted(files)[0]).stat().st_mtime_ns
+    token_files.tokenize(exp, params, tmp_path / "a")  # goes on with what lacks
+    assert written(tmp_path / "a") == files
+    assert (tmp_path / "a" / sorted(files)[0]).stat().st_mtime_ns == stamp
+    wanted = token_files.manifest(exp, params)
+    assert json.loads((tmp_path / "a" / "manifest.json").read_text()) == wanted
+    assert wanted["fields"] == {"ids": {"shape": [16], "dtype": "int32"}}
+
+
+def test_processes_write_their_own_shards(tmp_path, monkeypatch):
+    exp, params = setting()
+    token_files.tokenize(exp, params, tmp_path / "one")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index, count in ((0, 2), (1, 3)):
+        monkeypatch.setattr(jax, "process_index", lambda i=index: i)
+        token_files.tokenize(exp, params, tmp_path / "two")
+        assert len(written(tmp_path / "two")) == count
+    assert written(tmp_path / "two") == written(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["llamagen", "mar", "var"])
+def test_batches_are_the_tokens_of_the_data_and_resume(tmp_path, name):
+    exp, params = setting(name)
+    loader = token_files.cached_loader(exp, params, str(tmp_path))
+    batches = loader(0)
+    first, second = next(batches), next(batches)
+    batches.close()
+    again = loader(1)
+    jax.tree.map(np.testing.assert_array_equal, next(again), second)
+    again.close()
+    wanted = {"llamagen": {"ids"}, "mar": {"values"}, "var": {"ids", "values"}}[name]
+    assert set(first) == wanted | {"label"}
+    assert len(first["label"]) == exp.train["generator"].batch_size
+    folder = next(tmp_path.iterdir())
+    every = list(token_files._examples(exp, range(0, 100)))
+    images = np.stack([row["image"] for row in every])
+    key = token_files.stream(jax.random.key(exp.config.seed), "posterior", 0)
+    tokens = jax.jit(exp.tokenizer.encode)(params, images[: exp.eval.batch_size], key)
+    source = token_files.pygrain.ArrayRecordDataSource(
+        [str(p) for p in sorted(folder.glob("*.array_record"))]
+    )
+    fields = token_files.manifest(exp, params)["fields"]
+    for i in (0, 3, 17):
+        record = token_files._parse(source[i], fields)
+        assert record["label"] == every[i]["label"]
+        for field in fields:
+            np.testing.assert_allclose(record[field], getattr(tokens, field)[i], atol=1e-5)
+
+
+def test_tokens_of_another_tokenizer_or_config_are_refused(tmp_path):
+    exp, params = setting()
+    token_files.tokenize(exp, params, tmp_path)
+    other = params | {"quantizer": {"embedding": params["quantizer"]["embedding"] + 1.0}}
+    with pytest.raises(ConfigError, match=r"token_dataset = .*tokenizer\.sha256 is"):
+        token_files.loader(exp, other, tmp_path)
+    with pytest.raises(ConfigError, match=r"tokenizer\.sha256"):
+        token_files.tokenize(exp, other, tmp_path)
+    another, _ = setting(seed=3)
+    with pytest.raises(ConfigError, match="seed is 0, not 3"):
+        token_files.loader(another, params, tmp_path)
+    sorted(tmp_path.glob("*.array_record"))[0].unlink()
+    with pytest.raises(ConfigError, match=r"every shard; 1 lack"):
+        token_files.loader(exp, params, tmp_path)
+    with pytest.raises(ConfigError, match=r"a folder that --mode=tokenize wrote"):
+        token_files.loader(exp, params, tmp_path / "nowhere")
+
+
+def test_what_only_training_reads_has_no_part_in_the_hash():
+    _, params = setting()
+    assert token_files.digest(params) == token_files.digest(params | {"discriminator": {"a": 1.0}})
