@@ -72,6 +72,7 @@ def stage(**changes) -> dict:
             final_learning_rate=0.0,  # where a schedule that falls ends
             schedule="cosine",  # cosine | linear (held for a twentieth, then falling) | constant
             warmup=100,
+            rates=(),  # of parts, times the learning rate: ("discriminator:0.3",)
             weight_decay=0.05,
             b1=0.9,
             b2=0.99,

@@ -144,7 +144,7 @@ def maps(**changes):
     """VAR's bottleneck at digits size: maps of side 1, 2, 3, 4."""
     keys = dict(
         name="multiscale", channels=16, size=256, normalize=False, beta=0.25, sides=(1, 2, 3, 4),
-        phis=4, phi_ratio=0.5,
+        phis=4, phi_ratio=0.5, resize="area",
     )  # fmt: skip
     return keys | changes
 

@@ -1,6 +1,7 @@
 """Optimizers, schedules and the moving average of weights."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -32,6 +33,7 @@ class StageConfig:
     final_learning_rate: float
     schedule: str
     warmup: int
+    rates: tuple[str, ...]
     weight_decay: float
     b1: float
     b2: float
@@ -116,7 +118,47 @@ def make_optimizer(cfg: StageConfig, where: str) -> optax.GradientTransformation
         core = optax.lion(rate, **betas, weight_decay=cfg.weight_decay, mask=decay_mask)
     else:
         core = muon(rate, **betas, weight_decay=cfg.weight_decay)
-    return permissive(optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core)
+    parts = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
+    return permissive(optax.chain(*parts, core, *_rates(cfg.rates, f"{where}.rates")))
+
+
+def _rates(rates: tuple[str, ...], where: str) -> list[optax.GradientTransformation]:
+    """Multiplies updates, and so the learning rate, of parameters by path: "pattern:factor".
+
+    Raises:
+      ConfigError: no such pair; and, on initialization, a pattern that no parameter's path has.
+    """
+    pairs = []
+    for rate in rates:
+        pattern, _, factor = rate.rpartition(":")
+        try:
+            pairs.append((re.compile(pattern), float(factor)))
+            fits = bool(pattern) and float(factor) >= 0
+        except (ValueError, re.error):
+            fits = False
+        check(
+            fits, where, rate, "a pattern of paths and a factor of at least 0: 'discriminator:0.3'"
+        )
+    if not pairs:
+        return []
+
+    def init(params):
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in pairs:
+            found = any(pattern.search(path) for path in paths)
+            check(found, where, pattern.pattern, "a pattern that some parameter's path has")
+        return optax.EmptyState()
+
+    def scaled(path, update):
+        name = path_name(path)
+        factor = math.prod(factor for pattern, factor in pairs if pattern.search(name))
+        return update * jnp.asarray(factor, update.dtype)
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return [optax.GradientTransformation(init, update)]
 
 
 def muon(

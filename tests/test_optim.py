@@ -117,3 +117,49 @@ def test_ema_closed_form():
 def test_bad_values_are_refused(change, field):
     with pytest.raises(ConfigError, match=rf"train\.toy\.{field} = "):
         make_optimizer(stage(**change), "train.toy")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rates_multiply_the_steps_of_a_part(name):
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 0.1), PARAMS)
+
+    def step(**changes):
+        cfg = stage(optimizer=name, warmup=0, schedule="constant", clip=0.0, **changes)
+        optimizer = make_optimizer(cfg, "t")
+        return optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
+
+    plain, scaled = step(), step(rates=("^out/:0.5", "bias$:4", "mask_token:0"))
+    jax.tree.map(np.testing.assert_array_equal, scaled["backbone"], plain["backbone"])
+    np.testing.assert_allclose(scaled["out"]["kernel"], 0.5 * plain["out"]["kernel"])
+    np.testing.assert_allclose(scaled["out"]["bias"], 2.0 * plain["out"]["bias"])
+    assert float(jnp.abs(scaled["mask_token"]).max()) == 0.0
+
+
+@pytest.mark.parametrize("rate", ["out", "out:fast", ":2", "out:-1", "(:2"])
+def test_wrong_rates_are_refused(rate):
+    with pytest.raises(ConfigError, match=r"config\.t\.rates = .*expected a pattern of paths"):
+        make_optimizer(stage(rates=(rate,)), "t")
+
+
+def test_a_rate_of_nothing_is_refused():
+    optimizer = make_optimizer(stage(rates=("discriminator:0.1",)), "t")
+    with pytest.raises(
+        ConfigError, match=r"config\.t\.rates = 'discriminator': expected a pattern"
+    ):
+        optimizer.init(PARAMS)
+
+
+def test_muon_takes_kernels_of_convolutions_as_matrices():
+    """The update of a window-to-channels matrix is nearly orthogonal, each step alike in size."""
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 8))}}
+    grads = {"conv": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 8))}}
+    cfg = stage(
+        optimizer="muon", learning_rate=1.0, warmup=0, weight_decay=0.0, clip=0.0,
+        schedule="constant",
+    )  # fmt: skip
+    optimizer = make_optimizer(cfg, "t")
+    update = optimizer.update(grads, optimizer.init(params), params)[0]["conv"]["kernel"]
+    values = np.linalg.svd(np.asarray(update).reshape(18, 8), compute_uv=False)
+    assert values.max() / values.min() < 1.8
+    given = np.linalg.svd(np.asarray(grads["conv"]["kernel"]).reshape(18, 8), compute_uv=False)
+    assert given.max() / given.min() > 2.0

@@ -218,3 +218,28 @@ def test_sharded_step_equals_the_single_device_step(mesh):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest),
         sharded[1], single[1],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_moves_are_added_to_what_no_gradient_trains(accumulate):
+    """A moving average of the data, linear, so that micro-batches change nothing."""
+
+    def loss(params, frozen, batch, key):
+        del frozen, key
+        error = jnp.square(batch["x"] @ params["out"]["kernel"])[:, 0]
+        change = 0.1 * (batch["x"].mean(0) - params["book"]["sums"])
+        return error, {"error": error.mean(), "moves": {"book": {"sums": change}}}
+
+    init = lambda key: {"out": {"kernel": jnp.ones((3, 1))}, "book": {"sums": jnp.ones(3)}}
+    cfg = stage(accumulate=accumulate, weight_decay=0.1, warmup=0)
+    task = Task("toy", init, loss)
+    step = jax.jit(train.make_step(task, cfg))
+    state = jax.jit(train._initializer(task, cfg))(jax.random.key(0))
+    expected, source = np.ones(3), batches(0)
+    for _ in range(3):
+        batch = next(source)
+        expected += 0.1 * (batch["x"].mean(0) - expected)
+        state, metrics = step(state, jnp.zeros(()), batch)
+        assert "moves" not in metrics
+    np.testing.assert_allclose(state.params["book"]["sums"], expected, rtol=1e-4)
+    assert float(jnp.abs(state.params["out"]["kernel"] - 1.0).max()) > 1e-4

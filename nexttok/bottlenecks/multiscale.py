@@ -6,6 +6,11 @@ leave, shrunk to its side; it is enlarged to the latent's side, smoothed by phi 
 
     u = area(f - a, p_s)    ids_s = nearest(u)    a += phi_s(bicubic(E[ids_s], p_S))
 
+`resize` "spectral" cuts the latent by frequencies instead (NFIG: Huang et al., "Autoregressive
+Image Generation with Next-Frequency Prediction", 2025): map s of side p holds the waves of fewer
+than p / 2 periods, the last map all of them; resizing drops or adds frequencies. That paper's code
+is not public: the details are a reconstruction.
+
 All scales share one codebook E [V, C], and a few convolutions phi_s(h) = (1 - w) h + w conv(h):
 `phis` = {"conv0": {"kernel": [3, 3, C, C], "bias": [C]}, "conv1": ...}, w is `ratio`. Ids are
 ordered coarse to fine, row-major inside a scale. The last scale is not resized. float32 throughout.
@@ -87,6 +92,24 @@ def bicubic(out: int, size: int) -> Float[np.ndarray, "o i"]:
     return matrix.astype(np.float32)
 
 
+def spectral(out: int, size: int) -> Float[np.ndarray, "o i"]:
+    """`size` samples as `out` of the same waves, those of fewer than min(out, size) / 2 periods.
+
+    Shrinking then enlarging drops the other waves and keeps these.
+    """
+    least = min(out, size)
+    at, to = np.arange(size) / size, np.arange(out) / out
+    count = (least - 1) // 2
+    waves = 2 * np.pi * np.arange(1, count + 1)
+    angles = waves[:, None, None] * (to[:, None] - at[None])
+    matrix = (1 + 2 * np.cos(angles).sum(0)) / size if out != size else np.eye(size)
+    return matrix.astype(np.float32)
+
+
+SHRINK = {"area": area, "spectral": spectral}
+ENLARGE = {"area": bicubic, "spectral": spectral}
+
+
 def resample(x: Float[Array, "B h w C"], matrix: Float[np.ndarray, "o i"]) -> Array:
     """A square map resized by one matrix along both axes, in full float32."""
     m = jnp.asarray(matrix)
@@ -94,9 +117,9 @@ def resample(x: Float[Array, "B h w C"], matrix: Float[np.ndarray, "o i"]) -> Ar
     return jnp.einsum("qj,bpjc->bpqc", m, rows, precision="highest")
 
 
-def shrink(x: Float[Array, "B H W C"], side: int) -> Float[Array, "B p p C"]:
-    """Area pooling to `side`; nothing where that is the map's own."""
-    return x if x.shape[1] == side else resample(x, area(side, x.shape[1]))
+def shrink(x: Float[Array, "B H W C"], side: int, resize: str = "area") -> Float[Array, "B p p C"]:
+    """Resizing to `side`; nothing where that is the map's own."""
+    return x if x.shape[1] == side else resample(x, SHRINK[resize](side, x.shape[1]))
 
 
 def smooth(h: Float[Array, "B H W C"], phi: Mapping[str, Array], ratio: float) -> Array:
@@ -115,12 +138,13 @@ def contribution(
     phis: Mapping,
     sides: tuple[int, ...],
     ratio: float = 0.5,
+    resize: str = "area",
 ) -> Float[Array, "B H W C"]:
     """What the ids of one scale add to the latent."""
     p, full = sides[scale], sides[-1]
     h = vq.ids_to_values(ids, codebook).reshape(len(ids), p, p, -1)
     if p != full:
-        h = resample(h, bicubic(full, p))
+        h = resample(h, ENLARGE[resize](full, p))
     return smooth(h, phis[f"conv{phi_of_scale(len(sides), len(phis))[scale]}"], ratio)
 
 
@@ -137,17 +161,18 @@ def ids_to_values(
     sides: tuple[int, ...],
     ratio: float = 0.5,
     keep: Int[Array, "B"] | None = None,
+    resize: str = "area",
 ) -> Float[Array, "B H W C"]:
     """The latent of ids: the sum of what every whole scale among them adds.
 
     Args:
       ids: all tokens or a prefix; a scale that is not complete adds nothing.
-      codebook, phis, sides, ratio: see the module.
+      codebook, phis, sides, ratio, resize: see the module.
       keep: tokens of each example that count, None for all.
     """
     total = jnp.zeros((len(ids), sides[-1], sides[-1], codebook.shape[1]))
     for s, (part, end) in enumerate(zip(split(ids, sides), ends(sides), strict=False)):
-        h = contribution(part, s, codebook, phis, sides, ratio)
+        h = contribution(part, s, codebook, phis, sides, ratio, resize)
         total += h if keep is None else jnp.where((keep >= end)[:, None, None, None], h, 0.0)
     return total
 
@@ -179,6 +204,7 @@ def advance(
     phis: Mapping,
     sides: tuple[int, ...],
     ratio: float = 0.5,
+    resize: str = "area",
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B m C"]]:
     """Adds the ids of one scale.
 
@@ -186,11 +212,11 @@ def advance(
       The new f_hat, and the inputs of the next scale: f_hat shrunk to its side ([B, 0, C] after
       the last one).
     """
-    f_hat = f_hat + contribution(ids, scale, codebook, phis, sides, ratio)
+    f_hat = f_hat + contribution(ids, scale, codebook, phis, sides, ratio, resize)
     if scale + 1 == len(sides):
         return f_hat, jnp.zeros((len(ids), 0, codebook.shape[1]))
     p = sides[scale + 1]
-    return f_hat, shrink(f_hat, p).reshape(len(ids), p * p, -1)
+    return f_hat, shrink(f_hat, p, resize).reshape(len(ids), p * p, -1)
 
 
 def ar_inputs(
@@ -199,12 +225,13 @@ def ar_inputs(
     phis: Mapping,
     sides: tuple[int, ...],
     ratio: float = 0.5,
+    resize: str = "area",
 ) -> Float[Array, "B N C"]:
     """For each token, what the coarser scales decode to, shrunk to the side of its own scale."""
     f_hat, first = start(len(ids), codebook.shape[1], sides)
     inputs = [first]
     for s, part in enumerate(split(ids, sides)):
-        f_hat, following = advance(f_hat, part, s, codebook, phis, sides, ratio)
+        f_hat, following = advance(f_hat, part, s, codebook, phis, sides, ratio, resize)
         inputs.append(following)
     return jnp.concatenate(inputs, axis=1)
 
@@ -217,6 +244,7 @@ def quantize(
     beta: float = 0.25,
     ratio: float = 0.5,
     normalize: bool = False,
+    resize: str = "area",
 ) -> tuple[Float[Array, "B H W C"], Int[Array, "B N"], dict]:
     """Residual codes of a latent, with a straight-through gradient.
 
@@ -225,21 +253,24 @@ def quantize(
       codebook, phis, sides, ratio: see the module.
       beta: weight of the commitment loss; the codebook loss has weight 1.
       normalize: codes are chosen by cosine. Their values stay the raw rows.
+      resize: area | spectral.
 
     Returns:
       z_q, ids int32, {"codebook": mean|sg f - a_s|^2, "commitment": beta mean|f - sg a_s|^2}: a_s
-      sums scales 0 .. s; means run over scales and every element.
+      sums scales 0 .. s; means run over scales and every element. Of a spectral pyramid f is what
+      the bands 0 .. s hold of it.
     """
     stop = jax.lax.stop_gradient
     f = f.astype(jnp.float32)
     rows = stop(vq.unit(codebook) if normalize else codebook)
     f_hat, ids, terms = jnp.zeros_like(f), [], []
     for s, p in enumerate(sides):
-        u = stop(shrink(f - f_hat, p)).reshape(-1, f.shape[-1])
+        u = stop(shrink(f - f_hat, p, resize)).reshape(-1, f.shape[-1])
         found = vq.nearest(vq.unit(u) if normalize else u, rows).reshape(len(f), p * p)
-        f_hat = f_hat + contribution(found, s, codebook, phis, sides, ratio)
+        f_hat = f_hat + contribution(found, s, codebook, phis, sides, ratio, resize)
         ids.append(found)
-        terms.append((jnp.square(stop(f) - f_hat).mean(), jnp.square(f - stop(f_hat)).mean()))
+        aim = f if resize == "area" else resample(shrink(f, p, resize), spectral(sides[-1], p))
+        terms.append((jnp.square(stop(aim) - f_hat).mean(), jnp.square(aim - stop(f_hat)).mean()))
     learn, commit = (sum(term) / len(sides) for term in zip(*terms, strict=True))
     aux = {"codebook": learn, "commitment": beta * commit}
     return f + stop(f_hat - f), jnp.concatenate(ids, axis=1), aux
@@ -257,6 +288,7 @@ class MultiScale:
       sides: of the maps, growing up to the latent's side.
       phis: convolutions that the scales share; 4 of ten scales in the release.
       phi_ratio: their share in phi.
+      resize: area | spectral.
     """
 
     channels: int
@@ -266,12 +298,14 @@ class MultiScale:
     sides: tuple[int, ...]
     phis: int
     phi_ratio: float
+    resize: str
     where: str
 
     def __post_init__(self):
         for name, least in (("channels", 1), ("size", 2), ("beta", 0)):
             value = getattr(self, name)
             check(value >= least, f"{self.where}.{name}", value, f"at least {least}")
+        check(self.resize in SHRINK, f"{self.where}.resize", self.resize, " | ".join(SHRINK))
 
     @property
     def inputs(self) -> int:
@@ -297,7 +331,7 @@ class MultiScale:
         """See the function; rng is not used."""
         del rng, train
         values, ids, losses = quantize(
-            z, *self._pyramid(params), self.beta, self.phi_ratio, self.normalize
+            z, *self._pyramid(params), self.beta, self.phi_ratio, self.normalize, self.resize
         )
         metrics = losses | {"perplexity": vq.perplexity(ids, self.size)}
         return Coded(values, ids, sum(losses.values()), metrics, {})
@@ -306,7 +340,8 @@ class MultiScale:
         """Ids [B, N], coarse to fine and row-major inside a map, and as values [B, N, C] what the
         coarser maps of each token decode to; deterministic, rng is not used."""
         ids = self.quantize(params, z, rng).ids
-        return Tokens(ids=ids, values=ar_inputs(ids, *self._pyramid(params), self.phi_ratio))
+        values = ar_inputs(ids, *self._pyramid(params), self.phi_ratio, self.resize)
+        return Tokens(ids=ids, values=values)
 
     def decode(
         self,
@@ -320,7 +355,8 @@ class MultiScale:
         Maps that are not complete add nothing, nor do maps beyond the first `keep` tokens.
         """
         del grid
-        return ids_to_values(tokens.ids, *self._pyramid(params), self.phi_ratio, keep)
+        pyramid = (*self._pyramid(params), self.phi_ratio, keep, self.resize)
+        return ids_to_values(tokens.ids, *pyramid)
 
     def start(self, batch: int) -> tuple[Float[Array, "B h w C"], Float[Array, "B n C"]]:
         """(f_hat, inputs of map 0) before any map is known: zeros."""
@@ -330,7 +366,7 @@ class MultiScale:
         self, params: dict, f_hat: Float[Array, "B h w C"], ids: Int[Array, "B n"], k: int
     ) -> tuple[Float[Array, "B h w C"], Float[Array, "B m C"]]:
         """Adds the ids of map k: (f_hat, inputs of map k + 1), the latter empty after the last."""
-        return advance(f_hat, ids, k, *self._pyramid(params), self.phi_ratio)
+        return advance(f_hat, ids, k, *self._pyramid(params), self.phi_ratio, self.resize)
 
 
 def square(grid: tuple[int, ...], where: str) -> None:

@@ -183,3 +183,43 @@ def test_bad_pyramids_are_refused():
         multiscale.validate((1, 5), 5, 4, 0.5, "t")
     with pytest.raises(ConfigError, match=r"t\.phi_ratio = 1\.5"):
         multiscale.validate((1, 5), 5, 1, 1.5, "t")
+
+
+def test_bands_hold_their_waves_and_add_up():
+    """With an exact quantizer the sum after map k is the latent's waves below its limit."""
+    rng = np.random.default_rng(0)
+    f = rng.normal(size=(8,))
+    spectrum = np.fft.fft(f)
+    for p in (1, 2, 3, 5, 7):
+        kept = np.abs(np.fft.fftfreq(8, 1 / 8)) < p / 2
+        expected = np.fft.ifft(spectrum * kept).real
+        low = multiscale.spectral(8, p) @ (multiscale.spectral(p, 8) @ f)
+        np.testing.assert_allclose(low, expected, atol=1e-5)
+        again = multiscale.spectral(p, 8) @ low  # shrinking loses nothing more
+        np.testing.assert_allclose(again, multiscale.spectral(p, 8) @ f, atol=1e-5)
+    np.testing.assert_array_equal(multiscale.spectral(8, 8), np.eye(8))
+    flat = multiscale.spectral(8, 1) @ np.ones(1)
+    np.testing.assert_allclose(flat, np.ones(8), atol=1e-6)
+
+
+def test_a_spectral_pyramid_aims_at_its_bands():
+    """Residuals of map k are the waves between its limit and the one before it."""
+    f = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    rows = jax.random.normal(jax.random.key(1), (64, 3))
+    phis = {"conv0": {"kernel": jnp.zeros((3, 3, 3, 3)), "bias": jnp.zeros(3)}}
+    run = lambda sides: multiscale.quantize(f, rows, phis, sides, 0.25, 0.0, False, "spectral")
+    values, ids, losses = run((1, 3, 4))
+    sums = [
+        multiscale.ids_to_values(ids[:, :n], rows, phis, (1, 3, 4), 0.0, None, "spectral")
+        for n in (1, 10, 26)
+    ]
+    np.testing.assert_allclose(values, sums[-1], atol=1e-5)
+    aims = [
+        multiscale.resample(multiscale.shrink(f, p, "spectral"), multiscale.spectral(4, p))
+        for p in (1, 3, 4)
+    ]
+    expected = np.mean([np.square(a - s).mean() for a, s in zip(aims, sums, strict=True)])
+    np.testing.assert_allclose(losses["codebook"], expected, rtol=1e-4)
+    np.testing.assert_allclose(aims[0], np.broadcast_to(f.mean((1, 2), keepdims=True), f.shape),
+                               atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(aims[-1], f)

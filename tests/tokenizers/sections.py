@@ -10,7 +10,7 @@ VQ = tokenizers.UNIT_CODES | dict(channels=4, size=16)
 KL = dict(name="kl", channels=4, kl_weight=1e-6, scaling_factor=1.0, sample_posterior=True)
 MAPS = dict(
     name="multiscale", channels=4, size=16, normalize=False, beta=0.25, sides=(1, 2, 4), phis=3,
-    phi_ratio=0.5,
+    phi_ratio=0.5, resize="area",
 )  # fmt: skip
 LOSSES = dict(discriminator_width=4, discriminator_layers=2, discriminator_norm="group")
 
