@@ -7,10 +7,14 @@ Variants (`--config=configs/titok.py:<variant>`):
   photos   32 x 32 crops of photographs as 64 codes of 1,024.
   tiny     seconds: the whole path.
   imagenet256_l32 | imagenet256_b64 | imagenet256_s128
-           the paper's sizes: 32, 64 or 128 unit codes of 4,096.
+           the released models: 32, 64 or 128 unit codes of 4,096; the decoder names codes of
+           MaskGIT's tokenizer, whose decoder draws the pixels.
 
-Trained on pixels in one stage, as the authors' later models (TA-TiTok: Kim et al., 2025); the first
-stage of the paper, whose targets are the codes of MaskGIT's tokenizer, is not here.
+    python -m nexttok.interop --system=titok --checkpoint=tokenizer_titok_l32.safetensors \\
+        --out=runs/titok_l32
+
+All variants train on pixels in one stage, as the authors' later models do (TA-TiTok: Kim et al.,
+2025); the paper's first stage, whose targets are the codes of MaskGIT's tokenizer, is not here.
 """
 
 from configs import common, tokenizers
@@ -50,10 +54,14 @@ def network(patch, width, depth, registers, **changes):
 def imagenet(config, width, depth, registers):
     """The paper's sizes and optimizer."""
     common.imagenet(config)
+    sizes = network((16, 16), width, depth, registers, head_dim=64, remat=True, scrambled=True)
+    pixels = dict(
+        name="proxy", codes=1024, code_channels=256, pixel_width=128, multipliers=(1, 1, 2, 2, 4),
+        blocks=2, groups=32,
+    )  # fmt: skip
     config.tokenizer = tokenizers.autoencoder(
-        network((16, 16), width, depth, registers, head_dim=64, remat=True),
-        tokenizers.codes(channels=12, size=4096), perceptual_weight=1.1, adversarial_weight=0.1,
-        discriminator_start=200_000, lecam_weight=0.001,
+        sizes, tokenizers.codes(channels=12, size=4096), pixels, perceptual_weight=1.1,
+        adversarial_weight=0.1, discriminator_start=200_000, lecam_weight=0.001,
     )  # fmt: skip
     config.train.tokenizer.update(
         steps=650_000, batch_size=256, warmup=10_000, final_learning_rate=1e-5, weight_decay=1e-4,

@@ -39,6 +39,8 @@ class ViTSizes:
         see patches alone), so that latents do not depend on later ones.
       class_token: an extra vector runs beside the patches, as in CLIP.
       pre_norm: normalize before the first block.
+      scrambled: registers are read as if channels came before registers, as TiTok's first release
+        does; only for its weights.
     """
 
     patch: tuple[int, ...]
@@ -55,6 +57,7 @@ class ViTSizes:
     visible: str
     class_token: bool
     pre_norm: bool
+    scrambled: bool
     remat: bool
     dtype: str = "float32"
     where: str = "tokenizer.encoder"
@@ -79,6 +82,8 @@ class ViTSizes:
         check(fits, f"{self.where}.width", self.width, f"a multiple of {axes} for sincos positions")
         fits = self.visible == "all" or self.registers > 0
         check(fits, f"{self.where}.visible", self.visible, "all, without registers")
+        fits = self.registers > 0 or not self.scrambled
+        check(fits, f"{self.where}.scrambled", self.scrambled, "False, without registers")
 
     @property
     def trunk(self) -> TransformerConfig:
@@ -150,7 +155,10 @@ class Encoder(nn.Module):
         h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
         h, _, _ = Transformer(s.trunk, name="trunk")(h, steps=s.steps(others))
         kept = h[:, others:] if s.registers else h[:, int(s.class_token) :]
-        z = Linear(self.channels, name="to_latents")(s.trunk.norm_layer("norm_out")(kept))
+        kept = s.trunk.norm_layer("norm_out")(kept)
+        if s.scrambled:
+            kept = kept.reshape(len(kept), s.width, s.registers).transpose(0, 2, 1)
+        z = Linear(self.channels, name="to_latents")(kept)
         return z if s.registers else z.reshape(len(z), *self.grid, self.channels)
 
 
@@ -163,6 +171,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "B *g c"]) -> Float[Array, "B *s C"]:
+        h = self.features(z)
+        pixels = Linear(self.channels * int(np.prod(self.sizes.patch)), name="to_patches")(h)
+        return unpatchify(pixels, self.grid, self.sizes.patch)
+
+    def features(self, z: Float[Array, "B *g c"]) -> Float[Array, "B N D"]:
+        """One vector per patch."""
         s, count = self.sizes, int(np.prod(self.grid))
         h = Linear(s.width, dtype=s.dtype, name="from_latents")(z.reshape(len(z), -1, z.shape[-1]))
         if s.registers:
@@ -174,9 +188,7 @@ class Decoder(nn.Module):
         h = jnp.concatenate([h, latents], axis=1) if s.registers else h
         h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
         h, _, _ = Transformer(s.trunk, name="trunk")(h)
-        h = s.trunk.norm_layer("norm_out")(h[:, int(s.class_token) :][:, :count])
-        pixels = Linear(self.channels * int(np.prod(s.patch)), name="to_patches")(h)
-        return unpatchify(pixels, self.grid, s.patch)
+        return s.trunk.norm_layer("norm_out")(h[:, int(s.class_token) :][:, :count])
 
 
 def make(section, dtype: str, where: str) -> ViTSizes:
