@@ -8,9 +8,10 @@ Variants (`--config=configs/bigr.py:<variant>`):
   photos   32 x 32 crops of photographs: 8 x 8 positions of 10 bits.
   tiny     seconds: the whole path.
   imagenet256_d24 | imagenet256_d32
-           the paper's sizes: 16 x 16 positions of 24 or 32 bits.
+           the released binary autoencoders: 16 x 16 positions of 24 or 32 bits.
 
-The networks are VQGAN's; the released ones differ in the decoder's number of residual blocks.
+    python -m nexttok.interop --system=bigr_bae --checkpoint=binaryae_ema_1000000.th \\
+        --out=runs/bigr_d24
 """
 
 from configs import common, tokenizers
@@ -45,7 +46,8 @@ def bits(count, channels):
 def imagenet(config, count):
     """The paper's sizes and losses."""
     common.imagenet(config)
-    network = tokenizers.F16 | dict(z_channels=256)
+    network = tokenizers.F16 | dict(name="bigr", z_channels=256)
+    del network["quant_kernel"]
     config.tokenizer = tokenizers.autoencoder(
         network, bits(count, 256), reconstruction="l1", **tokenizers.ADVERSARY,
         adaptive_weight=True, discriminator_start=30_001,

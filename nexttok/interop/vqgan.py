@@ -64,7 +64,11 @@ def _res(reader, name, inputs, outputs):
     return params
 
 
-def _attention(reader, name, channels, layout):
+def convert_attention(
+    reader: Converter, name: str, channels: int, layout: str = "taming"
+) -> dict[str, dict]:
+    """{wq, wk, wv, norm, proj} of attention over positions."""
+
     def dense(part, outputs=channels):
         return reader.linear(f"{name}.{part}", channels, outputs, ones=2)
 
@@ -83,7 +87,7 @@ def _level(reader, names, config, i, inputs, blocks):
         params[f"res{j}"] = _res(reader, names.res(i, j), inputs, channels)
         if i in config.attention:
             name = f"{names.level(i)}.attn.{j}"
-            params[f"attn{j}"] = _attention(reader, name, channels, names.layout)
+            params[f"attn{j}"] = convert_attention(reader, name, channels, names.layout)
         inputs = channels
     return params
 
@@ -91,7 +95,7 @@ def _level(reader, names, config, i, inputs, blocks):
 def _middle(reader, names, channels):
     return {
         "res0": _res(reader, names.middle(0), channels, channels),
-        "attn": _attention(reader, names.middle(1), channels, names.layout),
+        "attn": convert_attention(reader, names.middle(1), channels, names.layout),
         "res1": _res(reader, names.middle(2), channels, channels),
     }
 
