@@ -58,8 +58,9 @@ def entropy(z: Float[Array, "*n d"], scale: float, diversity: float = 1.0) -> Fl
     2^d codes. The second is its bound by independent bits, as in BSQ.
     """
     logits = 4 * SHARPNESS * scale * z.reshape(-1, z.shape[-1]).astype(jnp.float32)
-    mean = jax.nn.sigmoid(logits).mean(0)
-    spread = -(mean * jnp.log(mean + 1e-8) + (1 - mean) * jnp.log(1 - mean + 1e-8))
+    # 1 - mean would be below 0 by rounding where a bit is always set
+    on, off = jax.nn.sigmoid(logits).mean(0), jax.nn.sigmoid(-logits).mean(0)
+    spread = -(on * jnp.log(on + 1e-8) + off * jnp.log(off + 1e-8))
     return _binary_entropy(logits).sum(-1).mean() - diversity * spread.sum()
 
 
@@ -161,8 +162,9 @@ class Binary(Codes):
                 nearest = jax.lax.stop_gradient(values)
                 losses["commitment"] = self.beta * jnp.square(z - nearest).mean()
         bits = bits.astype(jnp.int32)
-        share = bits.reshape(-1, self.bits).mean(0, dtype=jnp.float32)
-        fair = -(share * jnp.log2(share + 1e-8) + (1 - share) * jnp.log2(1 - share + 1e-8))
+        on = bits.reshape(-1, self.bits).mean(0, dtype=jnp.float32)
+        off = (1 - bits).reshape(-1, self.bits).mean(0, dtype=jnp.float32)
+        fair = -(on * jnp.log2(on + 1e-8) + off * jnp.log2(off + 1e-8))
         metrics = losses | {"bits_used": fair.sum()}
         ids = pack(bits) if self.packed else bits
         return Coded(values, ids, sum(losses.values(), jnp.zeros(())), metrics, {})

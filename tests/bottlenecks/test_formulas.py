@@ -161,6 +161,14 @@ def test_soft_bits_have_the_entropy_of_all_codes():
     np.testing.assert_allclose(binary.entropy(z, 1.0, 0.0), each, rtol=1e-3)
 
 
+@pytest.mark.parametrize("count", [7, 1024, 3331])
+def test_bits_that_are_always_set_have_no_entropy(count):
+    z = jnp.broadcast_to(jnp.asarray([[3.0, -3.0, 0.8]]), (count, 3))
+    value, grad = jax.value_and_grad(lambda z: binary.entropy(z, 0.35))(z)
+    np.testing.assert_allclose(value, 0.0, atol=1e-5)
+    assert bool(jnp.isfinite(grad).all())
+
+
 def test_bsq_values_have_unit_length():
     model = make("bsq")
     coded = model.quantize({}, normal(0, 3, 6), None, False)
