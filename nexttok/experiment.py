@@ -22,7 +22,7 @@ SECTIONS = (
 )  # fmt: skip
 STAGES = ("latent", "tokenizer", "generator")
 # Parameters that only training reads: no stage is sampled or frozen with them.
-TRAINING_ONLY = ("discriminator", "projector")
+TRAINING_ONLY = ("discriminator", "lecam", "projector")
 # options of `config.sample` that only some plans and heads read, and what turns them off
 SAMPLE_OFF = {"steps": 0, "confidence": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 0.0}
 

@@ -47,6 +47,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"quantizer/(counts|logits)$", ("vocab",)),
     (r"quantizer/numbers$", (None, None)),
     (r"quantizer/seen$", ()),
+    (r"lecam/(real|fake)$", ()),
     (r"(^|/)embedding$", ("vocab", "embed")),
     (r"(^|/)(registers|\w*positions|mask_token|null_token|class_embedding)$", (None, None)),
     (r"(^|/)(cls_token|register_tokens|sos|fillers|levels|mask_flags)$", (None, None)),

@@ -39,7 +39,7 @@ def read(workdir: str) -> dict:
     check(rated, "workdirs", workdir, "tokenizers with codes: latents have no rate")
     counts = results["parameters"].items()
     parts = {k: v for k, v in counts if k.startswith(("tokenizer/", "latent/"))}
-    kept = [v for k, v in parts.items() if not k.endswith(("discriminator", "projector"))]
+    kept = [v for k, v in parts.items() if not k.endswith(("discriminator", "lecam", "projector"))]
     return {
         "name": results["name"],
         "data": f"{config['data']['source']} {config['data']['resolution']}",

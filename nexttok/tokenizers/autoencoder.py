@@ -28,8 +28,8 @@ PARTS = ("encoder", "decoder", "bottleneck", "losses")
 class Autoencoder:
     """Static configuration; parameters {encoder, decoder, ...} are passed to every method.
 
-    Parameters "quantizer" exist where the bottleneck has any, "discriminator" with an adversarial
-    loss; those of LPIPS ("perceptual") are frozen and come from `perceptual_checkpoint`.
+    Parameters "quantizer" exist where the bottleneck has any, "discriminator" and "lecam" where the
+    losses do; those of LPIPS ("perceptual") are frozen and come from `perceptual_checkpoint`.
 
     Attributes:
       image_shape: (H, W, C) of pictures or (T, H, W, C) of videos, values in [-1, 1].
@@ -78,7 +78,7 @@ class Autoencoder:
         return self.decoder_sizes.decoder(self.image_shape)
 
     def init(self, rng: Array) -> dict:
-        """Parameters {encoder, decoder} and, where they are used, {quantizer, discriminator}."""
+        """Parameters {encoder, decoder} and, where used, {quantizer, discriminator, lecam}."""
         image = jnp.zeros((1, *self.image_shape))
         latent = jnp.zeros((1, *self.grid, self.bottleneck.channels))
         params = {
@@ -150,7 +150,8 @@ class Autoencoder:
         _, judged, metrics = self.losses(params, x, decode, kernel, batch.get("step"))
         metrics = metrics | coded.metrics
         if coded.moves:
-            metrics["moves"] = {"quantizer": jax.lax.stop_gradient(coded.moves)}
+            moves = {"quantizer": jax.lax.stop_gradient(coded.moves)}
+            metrics["moves"] = metrics.get("moves", {}) | moves
         return judged + coded.loss, metrics
 
 

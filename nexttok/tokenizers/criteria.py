@@ -47,13 +47,18 @@ def hinge_discriminator(
     return 0.5 * margins.reshape(len(real), -1).mean(-1)
 
 
-def lecam(real: Float[Array, "B *p"], fake: Float[Array, "B *p"]) -> Float[Array, "B"]:
+def lecam(
+    real: Float[Array, "B *p"],
+    fake: Float[Array, "B *p"],
+    real_mean: Float[Array, ""],
+    fake_mean: Float[Array, ""],
+) -> Float[Array, "B"]:
     """The regularizer of Tseng et al. ("Regularizing GANs under Limited Data", 2021).
 
-    relu(real - a)^2 + relu(b - fake)^2, mean over patches, where a and b are the mean logits of
-    fakes and reals. The paper smooths a and b over steps; a pure loss has only this batch's.
+    relu(real - fake_mean)^2 + relu(real_mean - fake)^2, mean over patches, where the means are
+    moving averages of the logits.
     """
-    low, high = (jax.lax.stop_gradient(logits.mean()) for logits in (fake, real))
+    low, high = jax.lax.stop_gradient((fake_mean, real_mean))
     excess = jnp.square(jax.nn.relu(real - low)) + jnp.square(jax.nn.relu(high - fake))
     return excess.reshape(len(real), -1).mean(-1)
 

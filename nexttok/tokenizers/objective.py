@@ -20,6 +20,7 @@ from nexttok.nn.lpips import LPIPS
 from nexttok.rng import stream
 from nexttok.tokenizers import criteria
 
+LECAM_DECAY = 0.999
 WEIGHTS = ("reconstruction_weight", "perceptual_weight", "adversarial_weight", "lecam_weight")
 
 
@@ -35,7 +36,8 @@ class Objective:
       adaptive_weight: scale the generator's by the ratio of gradients (criteria.adaptive_weight).
       discriminator_start: training step from which they count.
       discriminator_width, discriminator_layers, discriminator_norm: see nn/discriminator.py.
-      lecam_weight: of the discriminator's regularizer (criteria.lecam).
+      lecam_weight: of the discriminator's regularizer (criteria.lecam), whose means of logits are
+        kept with a decay of LECAM_DECAY from `discriminator_start` on.
       image_shape: of the pictures or videos, values in [-1, 1].
       dtype: compute dtype.
       where: config section that errors name.
@@ -83,12 +85,14 @@ class Objective:
         )
 
     def init(self, rng: Array) -> dict:
-        """Parameters: {discriminator} with an adversarial loss, else {}."""
+        """Parameters: {discriminator[, lecam]} with an adversarial loss, else {}."""
         if not self.adversarial_weight:
             return {}
         image = jnp.zeros((1, *self.image_shape[-3:]))
         key = stream(rng, "discriminator")
-        return {"discriminator": self.discriminator.init(key, image)["params"]}
+        params = {"discriminator": self.discriminator.init(key, image)["params"]}
+        zeros = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+        return params | ({"lecam": zeros} if self.lecam_weight else {})
 
     def fidelity(
         self, params: dict, x: Float[Array, "B *T H W C"], recon: Float[Array, "B *T H W C"]
@@ -125,7 +129,7 @@ class Objective:
 
         Returns:
           The pictures; fidelity plus, from `discriminator_start` on, adversarial_weight (adaptive
-          weight x generator + discriminator) hinge losses [B]; metrics, unweighted.
+          weight x generator + discriminator) hinge losses [B]; metrics, unweighted, and "moves".
         """
         if not self.adversarial_weight:
             recon, adversarial, metrics = decode(kernel), 0.0, {}
@@ -156,10 +160,17 @@ class Objective:
         real = self._logits(params["discriminator"], x)
         fake = self._logits(params["discriminator"], jax.lax.stop_gradient(recon))
         generator, judge = fool(recon), criteria.hinge_discriminator(real, fake)
+        begun, metrics = step >= self.discriminator_start, {}
         if self.lecam_weight:
-            judge = judge + self.lecam_weight * criteria.lecam(real, fake)
-        gate = jnp.where(step >= self.discriminator_start, self.adversarial_weight, 0.0)
-        metrics = {
+            means = params["lecam"]
+            excess = criteria.lecam(real, fake, means["real"], means["fake"])
+            judge = judge + self.lecam_weight * excess
+            pace = jnp.where(begun, 1 - LECAM_DECAY, 0.0)
+            logits = {"real": real.mean(), "fake": fake.mean()}
+            moves = {name: pace * (logits[name] - means[name]) for name in means}
+            metrics["moves"] = {"lecam": jax.lax.stop_gradient(moves)}
+        gate = jnp.where(begun, self.adversarial_weight, 0.0)
+        metrics |= {
             "generator": generator.mean(),
             "discriminator": judge.mean(),
             "adaptive_weight": balance,

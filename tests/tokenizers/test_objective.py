@@ -165,10 +165,19 @@ def test_adaptive_weight_has_no_gradient_and_keeps_that_of_the_pictures():
 
 def test_lecam_is_its_definition():
     real, fake = jnp.asarray([[1.0, 3.0]]), jnp.asarray([[0.0, -1.0]])
-    expected = ((1.5**2 + 3.5**2) + (2.0**2 + 3.0**2)) / 2
-    assert float(criteria.lecam(real, fake)[0]) == pytest.approx(expected)
+    found = criteria.lecam(real, fake, jnp.asarray(2.0), jnp.asarray(-0.5))
+    assert float(found[0]) == pytest.approx(((1.5**2 + 3.5**2) + (2.0**2 + 3.0**2)) / 2)
     hinge = float(criteria.hinge_discriminator(real, fake)[0])
     assert hinge == pytest.approx(0.5 * (0 + 0 + 1 + 0) / 2)
+
+
+def test_lecam_keeps_means_of_logits_from_the_start_on():
+    run = stepped(**ADVERSARIAL)
+    before, after = (run(step)[1] for step in (9, 10))
+    for name in ("real", "fake"):
+        assert float(before["moves"]["lecam"][name]) == 0.0
+        moved = float(after["moves"]["lecam"][name])
+        assert moved == pytest.approx(1e-3 * float(after[f"logits_{name}"]), rel=1e-3)
 
 
 def test_pyramid_is_blind_to_brightness_and_sees_edges_of_every_size():
@@ -257,7 +266,7 @@ def test_parts_must_exist_and_fit():
     section = sections.autoencoder()
     section.encoder.name = "fourier"
     with pytest.raises(
-        ConfigError, match=r"tokenizer\.encoder\.name = 'fourier': expected conv \|"
+        ConfigError, match=r"tokenizer\.encoder\.name = 'fourier': expected bigr \| conv \|"
     ):
         autoencoder.make(section, SHAPE)
     with pytest.raises(ConfigError, match=r"tokenizer\.decoder = 'of \(16, 16\) latents'"):
