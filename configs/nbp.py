@@ -89,7 +89,7 @@ def pure(plan="rows", **sizes):
 
 
 def video(config):
-    """Moving shapes through a 3D VQ-VAE; a class is the kind of the one large shape."""
+    """Moving shapes as codes of patches in space and time; a class is the kind of the large one."""
     tokenizers.shapes(config)
     config.tokenizer = tokenizers.video()
     config.cached_passes = 0  # of 50,000 clips each is seen once at most

@@ -109,6 +109,8 @@ def run_train(exp: Experiment, workdir: str) -> dict:
     for name, count in parameter_counts(exp).items():
         log.info("%-24s %12s parameters", name, f"{count:,}")
     done = reused_stages(exp, mesh)
+    if exp.config.token_dataset and "tokenizer" in done:  # before anything is written
+        token_files.loader(exp, models_of(exp, done).params["tokenizer"], exp.config.token_dataset)
     open_workdir(exp, workdir)
     meta = {"config": json.loads(exp.config.to_json()), "versions": versions()}
     writer = MultiWriter(

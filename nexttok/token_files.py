@@ -28,7 +28,7 @@ from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.rng import stream
 
 log = logging.getLogger(__name__)
-SHARD = 4096  # examples
+SHARD, BATCH = 4096, 128  # examples of a file, and encoded at once: noise depends on the latter
 EPOCHS = 1_000_000
 
 
@@ -143,13 +143,12 @@ def _examples(exp, numbers):
 
 
 def _write_shard(exp, params, encode, path, numbers, fields):
-    """Encodes in batches of the generator's size, the last one padded."""
+    """Encodes batch by batch, the last one padded."""
     partial = path.with_name(path.name + f".partial{os.getpid()}")
-    size = exp.eval.batch_size
     writer = ArrayRecordWriter(str(partial), "group_size:1")
-    for start in range(0, len(numbers), size):
-        rows = list(_examples(exp, numbers[start : start + size]))
-        images = np.stack([r["image"] for r in rows + [rows[-1]] * (size - len(rows))])
+    for start in range(0, len(numbers), BATCH):
+        rows = list(_examples(exp, numbers[start : start + BATCH]))
+        images = np.stack([r["image"] for r in rows + [rows[-1]] * (BATCH - len(rows))])
         key = stream(jax.random.key(exp.config.seed), "posterior", numbers[start])
         tokens = encode(params, images, key)
         arrays = [np.asarray(getattr(tokens, name)) for name in fields]

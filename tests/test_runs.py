@@ -152,3 +152,4 @@ def test_a_generator_trains_from_the_tokens_that_another_run_wrote(tmp_path, cap
     with pytest.raises(SystemExit):
         main([*both, f"--workdir={tmp_path}/third", folder, "--config.seed=1"])
     assert "seed is 0, not 1" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()

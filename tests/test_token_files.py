@@ -80,10 +80,10 @@ def test_batches_are_the_tokens_of_the_data_and_resume(tmp_path, name):
     assert set(first) == wanted | {"label"}
     assert len(first["label"]) == exp.train["generator"].batch_size
     folder = next(tmp_path.iterdir())
-    every = list(token_files._examples(exp, range(0, 100)))
+    every = list(token_files._examples(exp, range(0, token_files.BATCH)))
     images = np.stack([row["image"] for row in every])
     key = token_files.stream(jax.random.key(exp.config.seed), "posterior", 0)
-    tokens = jax.jit(exp.tokenizer.encode)(params, images[: exp.eval.batch_size], key)
+    tokens = jax.jit(exp.tokenizer.encode)(params, images, key)
     source = token_files.pygrain.ArrayRecordDataSource(
         [str(p) for p in sorted(folder.glob("*.array_record"))]
     )
