@@ -214,7 +214,7 @@ def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> tup
     grid = np.stack([strip(x[:rows]) for x in (images, *decoded.values())], axis=1)
     path = os.path.join(workdir, "pictures", "reconstructions.png")
     pictures.save_grid(
-        path, grid, title="Held-out images and their first 1, 2, 4 ... tokens",
+        path, grid, title="Held-out images and their first tokens",
         col_labels=["original", *(str(n) for n in decoded)],
     )  # fmt: skip
     return "Reconstructions", "Held-out images decoded from ever longer prefixes.", path
