@@ -54,6 +54,7 @@ def base() -> ConfigDict:
                 images=400,  # held-out images measured, at most
                 samples=500,  # generated images measured
                 classifier_steps=200,  # of the classifier whose features and labels judge samples
+                clusters=64,  # --mode=cluster: coarse labels of a tokenizer's codes (CTF)
             ),
         ),
         convert_dict=True,

@@ -16,6 +16,9 @@ LOSSES = dict(
     discriminator_layers=3,
     discriminator_norm="batch",  # batch | group
     lecam_weight=0.0,
+    align_weight=0.0,  # of the decoder's features with config.features
+    align_layer=0,
+    warm_start=0,  # steps in which a decoder of two halves also draws the encoder's map
 )
 
 DIGITS = dict(

@@ -10,7 +10,7 @@ from nexttok.config import build, check, check_keys, check_unread, part
 from nexttok.data.loader import DataConfig
 from nexttok.heads.draw import Draw
 from nexttok.mesh import MeshConfig
-from nexttok.nn import vit
+from nexttok.nn import features as providers
 from nexttok.optim import StageConfig, make_optimizer
 from nexttok.samplers.logits import warper
 from nexttok.samplers.schedules import Guidance
@@ -82,10 +82,11 @@ class EvalConfig:
     images: int
     samples: int
     classifier_steps: int
+    clusters: int
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            least = 2 if field.name in ("images", "samples") else 1
+            least = 2 if field.name in ("images", "samples", "clusters") else 1
             value = getattr(self, field.name)
             check(value >= least, f"eval.{field.name}", value, f"at least {least}")
 
@@ -154,7 +155,8 @@ def resolve(config: ConfigDict) -> Experiment:
     if has_latent:
         check(config.latent.name == "autoencoder", "latent.name", config.latent.name, "autoencoder")
         latent = autoencoder.make(config.latent, shape, config.dtype, where="latent")
-    features = make_features(config.features)
+    check_keys(config.features, ("name", "preset", "checkpoint"), "features")
+    features = providers.make(config.features.name, config.features.preset, shape)
     module = part(tokenizers, config.tokenizer, "tokenizer")
     tokenizer = module.make(config.tokenizer, shape, config.dtype, latent, features)
     sample = build(SampleConfig, config.sample, "sample")
@@ -211,13 +213,6 @@ def image_shape(data: DataConfig) -> tuple[int, ...]:
     """(H, W, C) of pictures, (T, H, W, C) of videos."""
     time = (data.frames,) if data.frames else ()
     return (*time, data.resolution, data.resolution, data.channels)
-
-
-def make_features(config: ConfigDict):
-    """The alignment loss's feature provider, or None when config.features.name is ''."""
-    check_keys(config, ("name", "preset", "checkpoint"), "features")
-    check(config.name in ("", "dinov2"), "features.name", config.name, "'' | dinov2")
-    return vit.make(config.preset) if config.name else None
 
 
 def stage_config(config: ConfigDict, stage: str) -> StageConfig:

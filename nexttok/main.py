@@ -19,6 +19,7 @@ MODES = {
     "eval": "measure a finished run again",
     "tokenize": "write the tokens of the training data to config.token_dataset, or to "
     "<workdir>/tokens",
+    "cluster": "k-means of a tokenizer's codes into config.eval.clusters coarse labels",
     "sample": "draw images from a finished run (config.sample.*)",
     "compile": "compile the training steps and print bytes and FLOPs per device; nothing is run",
 }
@@ -200,6 +201,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
             "eval": run.run_eval,
             "sample": run.run_sample,
             "tokenize": run.run_tokenize,
+            "cluster": run.run_cluster,
         }
         modes[args.mode](exp, workdir)
 

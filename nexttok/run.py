@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nexttok import editing, evaluate, token_files, train
+from nexttok import clustering, editing, evaluate, token_files, train
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import class_names, make_loader
@@ -24,8 +24,10 @@ from nexttok.rng import stream
 from nexttok.stages import (
     abstract_params,
     frozen_for,
+    load_features,
     make_task,
     parameter_counts,
+    reads_features,
 )
 from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
@@ -164,6 +166,8 @@ def models_of(exp: Experiment, done: dict[str, Any]) -> evaluate.Models:
     params = {"tokenizer": {**done["tokenizer"]}}
     if "latent" in done:
         params["tokenizer"]["latent"] = done["latent"]
+    if reads_features(exp):
+        params["tokenizer"]["features"] = load_features(exp)
     if "generator" in done:
         params["generator"] = done["generator"]
     return evaluate.Models(exp, params)
@@ -299,17 +303,29 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     log.info("wrote %s", path)
 
 
-def run_tokenize(exp: Experiment, workdir: str) -> None:
-    """Writes the tokens of the training data to `config.token_dataset`, or to workdir/tokens.
-
-    The tokenizer is that of the finished stages of the workdir, or of `tokenizer_checkpoint`.
-    """
+def trained_tokenizer(exp: Experiment, workdir: str) -> evaluate.Models:
+    """The finished stages of a workdir but the generator, or those of `tokenizer_checkpoint`."""
     mesh = make_mesh(exp.mesh)
     done = reused_stages(exp, mesh)
     for stage in exp.train:
         if stage != "generator" and stage not in done:
             done[stage] = load_stage(exp, stage, workdir, mesh)
-    params = models_of(exp, done).params["tokenizer"]
+    return models_of(exp, done)
+
+
+def run_cluster(exp: Experiment, workdir: str) -> None:
+    """Coarse labels of the codes of a trained tokenizer; see clustering.py."""
+    found = clustering.run(trained_tokenizer(exp, workdir), exp.eval.clusters, workdir)
+    print(clustering.table(found))
+    log.info("wrote %s", os.path.join(workdir, "clusters.npz"))
+
+
+def run_tokenize(exp: Experiment, workdir: str) -> None:
+    """Writes the tokens of the training data to `config.token_dataset`, or to workdir/tokens.
+
+    The tokenizer is that of the finished stages of the workdir, or of `tokenizer_checkpoint`.
+    """
+    params = trained_tokenizer(exp, workdir).params["tokenizer"]
     folder = exp.config.token_dataset or os.path.join(workdir, "tokens")
     token_files.tokenize(exp, params, folder)
     log.info("wrote %s", folder)

@@ -41,6 +41,19 @@ def perceptual_checkpoint(exp: Experiment, stage: str) -> str:
     return getattr(model, "perceptual_checkpoint", "")
 
 
+def reads_features(exp: Experiment) -> bool:
+    """Whether the tokenizer needs the feature provider after its training, too."""
+    return getattr(exp.tokenizer, "reads_features", False)
+
+
+def load_features(exp: Experiment) -> dict:
+    """Parameters of the feature provider."""
+    section = exp.config.features
+    if section.name == "dinov2":
+        return dinov2.load(section.checkpoint, section.preset)
+    return exp.features.init(jax.random.key(0))
+
+
 def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
     """Parameters that a stage reads and does not train: earlier stages', and loaded ones."""
     frozen = {}
@@ -50,10 +63,8 @@ def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
         )
     if "latent" in done and stage in ("tokenizer", "generator"):
         frozen["latent"] = done["latent"]
-    if exp.features is not None and stage == "tokenizer":
-        frozen["features"] = done.get("features") or dinov2.load(
-            exp.config.features.checkpoint, exp.config.features.preset
-        )
+    if exp.features is not None and (stage == "tokenizer" or reads_features(exp)):
+        frozen["features"] = done.get("features") or load_features(exp)
     if stage == "generator":
         return {"tokenizer": {**done["tokenizer"], **frozen}}
     return frozen

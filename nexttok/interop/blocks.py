@@ -33,6 +33,17 @@ def vit_attention(reader: Converter, name: str, width: int) -> dict:
     return fused(reader, f"{name}.qkv", width, True) | proj
 
 
+def packed_attention(reader: Converter, name: str, width: int) -> dict:
+    """torch.nn.MultiheadAttention: queries, keys and values in one matrix, with biases."""
+    joint = {
+        "kernel": reader.take(f"{name}.in_proj_weight", (3 * width, width)).T,
+        "bias": reader.take(f"{name}.in_proj_bias", (3 * width,)),
+    }
+    parts = {k: np.split(v, 3, axis=-1) for k, v in joint.items()}
+    params = {w: {k: v[i] for k, v in parts.items()} for i, w in enumerate(("wq", "wk", "wv"))}
+    return params | {"proj": reader.linear(f"{name}.out_proj", width, width)}
+
+
 def mlp(reader: Converter, width: int, hidden: int, bias: bool = True, **names: str) -> dict:
     """{fc1, fc2[, fc3]}: `names` gives the entry of each."""
     sizes = {"fc1": (width, hidden), "fc3": (width, hidden), "fc2": (hidden, width)}

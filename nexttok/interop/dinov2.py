@@ -9,13 +9,15 @@ from nexttok.nn.vit import PRESETS, ViTConfig
 
 
 def convert(state: dict[str, np.ndarray], config: ViTConfig) -> dict:
-    """Official entries -> float32 parameters of nexttok.nn.vit.ViT; `mask_token` is not used.
+    """Official entries -> float32 parameters of nexttok.nn.vit.ViT; `mask_token` and
+    blocks that the config leaves unread are not used.
 
     Raises:
       ConfigError: entries are missing, unknown or mis-shaped.
     """
     reader, d, p = Converter(state, "DINOv2 checkpoint"), config.width, config.patch
-    reader.ignore("mask_token$")
+    last = [config.depth + i for i in range(config.unread)]
+    reader.ignore("|".join(["mask_token$", *[rf"blocks\.{i}\." for i in last]]))
 
     def stack(read):
         layers = [read(f"blocks.{i}.") for i in range(config.depth)]

@@ -17,17 +17,10 @@ from nexttok.tokenizers.autoencoder import Autoencoder
 def _block(reader: Converter, name: str, sizes: ViTSizes) -> dict:
     """open_clip's residual attention block."""
     width = sizes.width
-    fused = {
-        "kernel": reader.take(f"{name}.attn.in_proj_weight", (3 * width, width)).T,
-        "bias": reader.take(f"{name}.attn.in_proj_bias", (3 * width,)),
-    }
-    parts = {k: np.split(v, 3, axis=-1) for k, v in fused.items()}
-    attention = {w: {k: v[i] for k, v in parts.items()} for i, w in enumerate(("wq", "wk", "wv"))}
-    attention["proj"] = reader.linear(f"{name}.attn.out_proj", width, width)
     names = dict(fc1=f"{name}.mlp.c_fc", fc2=f"{name}.mlp.c_proj")
     return {
         "norm1": reader.norm(f"{name}.ln_1", width),
-        "attn": attention,
+        "attn": blocks.packed_attention(reader, f"{name}.attn", width),
         "norm2": reader.norm(f"{name}.ln_2", width),
         "mlp": blocks.mlp(reader, width, sizes.mlp_hidden, **names),
     }

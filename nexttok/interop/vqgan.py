@@ -46,10 +46,11 @@ class _Names:
         """Residual block j of level i."""
         return f"{self.level(i)}.{'res' if self.layout == 'llamagen' else 'block'}.{j}"
 
-    def middle(self, part: int) -> str:
-        """Part 0 (residual), 1 (attention) or 2 (residual) of the middle."""
-        named = ("block_1", "attn_1", "block_2")
-        return f"{self.root}mid.{part if self.layout == 'llamagen' else named[part]}"
+    def middle(self, attention: bool) -> list[str]:
+        """The middle's residual block, attention if there is any, residual block."""
+        parts = ("block_1", *["attn_1"] * attention, "block_2")
+        numbered = self.layout == "llamagen"
+        return [f"{self.root}mid.{i if numbered else part}" for i, part in enumerate(parts)]
 
 
 def _res(reader, name, inputs, outputs):
@@ -92,15 +93,20 @@ def _level(reader, names, config, i, inputs, blocks):
     return params
 
 
-def _middle(reader, names, channels):
-    return {
-        "res0": _res(reader, names.middle(0), channels, channels),
-        "attn": convert_attention(reader, names.middle(1), channels, names.layout),
-        "res1": _res(reader, names.middle(2), channels, channels),
+def _middle(reader, names, config, channels):
+    first, *attention, last = names.middle(config.middle_attention)
+    params = {
+        "res0": _res(reader, first, channels, channels),
+        "res1": _res(reader, last, channels, channels),
     }
+    for name in attention:
+        params["attn"] = convert_attention(reader, name, channels, names.layout)
+    return params
 
 
 def _quantization(reader, name, config, inputs, outputs):
+    if not config.quantized:
+        return {}
     if config.quant_kernel == 1:
         return {"out": reader.linear(name, inputs, outputs, ones=2)}
     return {"conv_quant": reader.conv(name, inputs, outputs)}
@@ -130,7 +136,7 @@ def convert_encoder(
             params[f"conv_down{i}"] = reader.conv(name, inputs, inputs)
     hidden = config.z_channels or channels
     return params | {
-        "middle": _middle(reader, names, inputs),
+        "middle": _middle(reader, names, config, inputs),
         "norm": reader.norm(f"{names.root}norm_out", inputs),
         "conv_out": reader.conv(f"{names.root}conv_out", inputs, hidden),
         **_quantization(reader, f"{prefix}quant_conv", config, hidden, channels),
@@ -149,13 +155,21 @@ def convert_decoder(
     names = _Names(f"{prefix}decoder.", layout, levels, up=True)
     params = _quantization(reader, f"{prefix}post_quant_conv", config, channels, hidden)
     params["conv_in"] = reader.conv(f"{names.root}conv_in", hidden, inputs)
-    params["middle"] = _middle(reader, names, inputs)
+    params["middle"] = _middle(reader, names, config, inputs)
     for i in reversed(range(levels)):
+        if config.restyled:
+            heads = {"scale": "gamma", "shift": "beta"}
+            name = f"{names.root}adaptive.{levels - 1 - i}"
+            params[f"restyle{i}"] = {
+                ours: reader.linear(f"{name}.{theirs}", hidden, inputs)
+                for ours, theirs in heads.items()
+            }
         params[f"level{i}"] = _level(reader, names, config, i, inputs, config.blocks + 1)
         inputs = config.width * config.multipliers[i]
         if i > 0:
             name = f"{names.level(i)}.upsample.conv"
-            params[f"conv_up{i}"] = reader.conv(name, inputs, inputs)
+            name, times = (f"{name}1", 4) if config.shuffled else (name, 1)
+            params[f"conv_up{i}"] = reader.conv(name, inputs, times * inputs)
     return params | {
         "norm": reader.norm(f"{names.root}norm_out", inputs),
         "conv_out": reader.conv(f"{names.root}conv_out", inputs, image),

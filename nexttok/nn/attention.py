@@ -95,6 +95,8 @@ class Attention(nn.Module):
         rotary: Float[Array, "S half 2"] | Float[Array, "B S half 2"] | None = None,
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
+        place: Float[Array, "S D"] | None = None,
+        context_place: Float[Array, "K E"] | None = None,
         cache: Cache | None = None,
         layer: Int[Array, ""] | int = 0,
         cuts: tuple[int, ...] = (),
@@ -107,10 +109,18 @@ class Attention(nn.Module):
         Self-attention reads x by `steps` (None: everything is visible), which keep the promises of
         `cuts` and `filled` (see nn/slots.py); with a cache, whose `layer` this is, it also reads
         the slots written before. Only the slots that are `wanted` ask (None: all do).
-        Cross-attention reads `context` where `context_mask` is True.
+        Cross-attention reads `context` where `context_mask` is True. Queries and keys, not values,
+        are also made of the places of their slots.
         """
         heads = self.width // self.head_dim
-        source, x = x if context is None else context, pick(x, wanted)
+        placed = x if place is None else x + place[None].astype(x.dtype)
+        if context is None:
+            source, marked = x, placed
+        else:
+            source, marked = context, context
+            if context_place is not None:
+                marked = context + context_place[None].astype(context.dtype)
+        x, asking = pick(x, wanted), pick(placed, wanted)
         ask = None if steps is None else pick(steps, wanted, steps.ndim == 1)
         turn = None if rotary is None else pick(rotary, wanted, rotary.ndim == 3)
         scale = self.scale or self.head_dim**-0.5
@@ -119,8 +129,8 @@ class Attention(nn.Module):
             y = Linear(self.width, bias, self.init, self.dtype, name=name)(inputs)
             return y.reshape(*y.shape[:-1], heads, self.head_dim)
 
-        q = project("wq", x, self.bias)
-        k = project("wk", source, self.bias and self.key_bias)
+        q = project("wq", asking, self.bias)
+        k = project("wk", marked, self.bias and self.key_bias)
         v = project("wv", source, self.bias)
         if self.qk_norm == "l2":
             warmth = self.param("scale", nn.initializers.constant(math.log(4.0)), (heads,))

@@ -51,12 +51,15 @@ class GroupNorm(nn.Module):
 
     groups: int
     eps: float = 1e-6
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         b, _h, _w, c = x.shape
-        scale = self.param("scale", nn.initializers.ones_init(), (c,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (c,))
+        scale, bias = jnp.ones(c), jnp.zeros(c)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones_init(), (c,))
+            bias = self.param("bias", nn.initializers.zeros_init(), (c,))
         wide = x.astype(jnp.float32)
 
         def grouped(channel_means):

@@ -160,7 +160,7 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer, steps, rotary, cond, context, context_mask, wanted):
+    def __call__(self, carry, layer, steps, rotary, cond, context, context_mask, places, wanted):
         x, cache, tapped, tap = carry
         train = self.train
         index, rate = layer
@@ -199,8 +199,9 @@ class Block(nn.Module):
             return h if scales[i] is None else h * (1.0 + scales[i]) + shifts[i]
 
         h, cache = attention("attn")(
-            normed("norm1", 0), steps, rotary, cache=cache, layer=self.first_layer + index,
-            cuts=self.cuts, filled=self.filled, wanted=wanted, train=train,
+            normed("norm1", 0), steps, rotary, place=places[0], cache=cache,
+            layer=self.first_layer + index, cuts=self.cuts, filled=self.filled, wanted=wanted,
+            train=train,
         )  # fmt: skip
         x, *mods = (pick(v, wanted) for v in (x, *gates, shifts[1], scales[1]))
         gates, shifts, scales = mods[:2], mods[2:3] * 2, mods[3:] * 2
@@ -208,7 +209,10 @@ class Block(nn.Module):
         x = c.norm_layer("norm1")(x) if c.post_norm else x
         if c.cross:
             h = c.norm_layer("norm_cross")(x)
-            h, _ = attention("cross")(h, context=context, context_mask=context_mask, train=train)
+            h, _ = attention("cross")(
+                h, context=context, context_mask=context_mask, place=places[0],
+                context_place=places[1], train=train,
+            )  # fmt: skip
             x = residual(x, h, None)
         x = residual(x, Mlp(c, name="mlp")(normed("norm2", 1), train), gates[1])
         x = c.norm_layer("norm2")(x) if c.post_norm else x
@@ -238,6 +242,7 @@ class Transformer(nn.Module):
         cond: Float[Array, "B D"] | Float[Array, "B G E"] | None = None,
         context: Float[Array, "B K E"] | None = None,
         context_mask: Bool[Array, "B K"] | None = None,
+        places: tuple[Float[Array, "S D"] | None, Float[Array, "K E"] | None] = (None, None),
         cache: Cache | None = None,
         first_layer: int = 0,
         tap: int = -1,
@@ -254,12 +259,14 @@ class Transformer(nn.Module):
           rotary: (cos, sin) of the slots (see nn/positions.py).
           cond: condition of adaLN, one vector or one per segment.
           context, context_mask: what cross-attention reads.
+          places: positions of the slots and of the context, added where queries and keys, not
+            values, are made (DETR: Carion et al., 2020).
           cache: slots processed before, entered with `steps` (see nn/cache.py).
           first_layer: which of the cache's layers is the first of these blocks.
           cuts, filled: what attention may leave out (see nn/slots.py).
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
           wanted: the slots of the output; None for all. The last layer computes them alone, without
-            random numbers: not in training, nor with `tap`.
+            random numbers: not in training, nor with `tap` or `places`.
           train: enables dropout (rng stream "dropout").
 
         Returns:
@@ -270,7 +277,7 @@ class Transformer(nn.Module):
         layers = (jnp.arange(c.depth, dtype=jnp.int32), rates)
         tapped = jnp.zeros_like(x) if tap >= 0 else None
         carry = (x, cache, tapped, jnp.asarray(tap, jnp.int32))
-        shared = (steps, rotary, cond, context, context_mask)
+        shared = (steps, rotary, cond, context, context_mask, places)
         options = (c, self.segments, cuts, filled, first_layer, train)
         if wanted is None or self.is_initializing():
             blocks = _scanned(c, c.depth)(*options, name="blocks")
@@ -293,7 +300,7 @@ def _scanned(c, depth):
         nn.remat(Block, prevent_cse=False) if c.remat else Block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, *[nn.broadcast] * 6),
+        in_axes=(0, *[nn.broadcast] * 7),
         length=depth,
         unroll=min(c.unroll, depth),
     )

@@ -19,7 +19,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a ViT/14; `side` is the input resolution, `stored_grid` that of its positions."""
+    """Sizes of a ViT/14; `side` is the input resolution, `stored_grid` that of its positions;
+    the last `unread` blocks of a file are left out."""
 
     width: int
     depth: int
@@ -28,13 +29,16 @@ class ViTConfig:
     side: int = 518
     stored_grid: int = 37
     registers: int = 0
+    unread: int = 0
 
 
 PRESETS = {
     "small": ViTConfig(384, 12),
     "base": ViTConfig(768, 12),
+    "base_224": ViTConfig(768, 12, side=224),
     "large": ViTConfig(1024, 24),
     "large_registers": ViTConfig(1024, 24, registers=4),
+    "base_registers_third_last": ViTConfig(768, 10, side=224, registers=4, unread=2),
 }
 
 

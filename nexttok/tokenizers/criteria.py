@@ -4,6 +4,7 @@ Everything is per example ([B]); a training loss is their mean.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,37 @@ def pyramid(
         total += jnp.abs(band).mean((1, 2, 3))
         rest = coarse
     return total
+
+
+def alignment(
+    provider: Any,
+    frozen: dict,
+    image: Float[Array, "B H W C"],
+    features: Float[Array, "B P D"],
+    grid: tuple[int, int],
+    project: Callable[[Array], Array],
+) -> Float[Array, "B"]:
+    """1 - cosine between a network's features and a frozen provider's (Yu et al., "Representation
+    Alignment for Generation", 2024), mean over the provider's grid.
+
+    Args:
+      provider: see nn/vit.py; frozen: its parameters.
+      image: what it sees.
+      features: of the network, one per cell of its `grid`; they are resampled bilinearly, which
+        averages four cells where the provider's grid is half as fine.
+      project: [B, P', D] -> [B, P', F], to the provider's width.
+    """
+    target = jax.lax.stop_gradient(provider.apply(frozen, image))
+    batch, (h, w), width = len(image), target.shape[1:3], features.shape[-1]
+    cells = features.reshape(batch, *grid, width)
+    cells = jax.image.resize(cells, (batch, h, w, width), "bilinear", antialias=False)
+    guess = project(cells.reshape(batch, -1, width))
+    target = target.reshape(guess.shape)
+
+    def unit(v):
+        return v / jnp.maximum(jnp.linalg.norm(v, axis=-1, keepdims=True), 1e-8)
+
+    return 1.0 - (unit(guess) * unit(target)).sum(-1).mean(-1)
 
 
 def hinge_generator(fake: Float[Array, "B *p"]) -> Float[Array, "B"]:
@@ -64,24 +96,24 @@ def lecam(
 
 
 def adaptive_weight(
-    decode: Callable[[Array], Array],
+    decode: Callable[[Array], tuple[Array, Any]],
     kernel: Array,
     fidelity: Callable[[Array], Array],
     fool: Callable[[Array], Array],
-) -> tuple[Float[Array, "B H W C"], Float[Array, ""]]:
+) -> tuple[Float[Array, "B H W C"], Any, Float[Array, ""]]:
     """Balances two losses at the decoder's last layer (Esser et al., "Taming Transformers", 2021).
 
     Args:
-      decode: kernel of the last layer -> pictures.
+      decode: kernel of the last layer -> pictures and anything else.
       kernel: that kernel.
       fidelity, fool: pictures -> scalar reconstruction and generator loss.
 
     Returns:
-      The pictures, and |d fidelity / d kernel| / (|d fool / d kernel| + 1e-4), clipped to
-      [0, 1e4], without gradient. The pictures are decoded once.
+      The pictures, what else was decoded, and |d fidelity / d kernel| / (|d fool / d kernel| +
+      1e-4), clipped to [0, 1e4], without gradient. The pictures are decoded once.
     """
-    pictures, pull = jax.vjp(decode, kernel)
+    pictures, pull, other = jax.vjp(decode, kernel, has_aux=True)
     rec, gan = (
         jnp.linalg.norm(pull(jax.grad(loss)(pictures))[0].ravel()) for loss in (fidelity, fool)
     )
-    return pictures, jax.lax.stop_gradient(jnp.clip(rec / (gan + 1e-4), 0.0, 1e4))
+    return pictures, other, jax.lax.stop_gradient(jnp.clip(rec / (gan + 1e-4), 0.0, 1e4))

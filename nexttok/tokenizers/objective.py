@@ -9,6 +9,7 @@ on both together. Of a video every frame is judged like a picture.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,10 @@ from nexttok.rng import stream
 from nexttok.tokenizers import criteria
 
 LECAM_DECAY = 0.999
-WEIGHTS = ("reconstruction_weight", "perceptual_weight", "adversarial_weight", "lecam_weight")
+WEIGHTS = (
+    "reconstruction_weight", "perceptual_weight", "adversarial_weight", "lecam_weight",
+    "align_weight",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Objective:
       lecam_weight: of the discriminator's regularizer (criteria.lecam), whose means of logits are
         kept with a decay of LECAM_DECAY from `discriminator_start` on.
       image_shape: of the pictures or videos, values in [-1, 1].
+      align_weight: of the alignment of the decoder's features after block `align_layer` (0-based)
+        with those of config.features (criteria.alignment).
+      warm_start: steps in which a decoder of two halves also draws the encoder's map directly, and
+        its own map is drawn to the encoder's by the squared error (GigaTok); 0 for none.
       dtype: compute dtype.
       where: config section that errors name.
     """
@@ -54,6 +62,9 @@ class Objective:
     discriminator_layers: int
     discriminator_norm: str
     lecam_weight: float
+    align_weight: float
+    align_layer: int
+    warm_start: int
     image_shape: tuple[int, ...]
     dtype: str
     where: str
@@ -62,6 +73,7 @@ class Objective:
         self._check("reconstruction", self.reconstruction in ("l1", "l2"), "l1 | l2")
         for name in WEIGHTS:
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("warm_start", self.warm_start >= 0, "at least 0")
         sides, channels = self.image_shape[-3:-1], self.image_shape[-1]
         if self.adversarial_weight:
             self._check("discriminator_norm", self.discriminator_norm in NORMS, " | ".join(NORMS))
@@ -114,49 +126,50 @@ class Objective:
         self,
         params: dict,
         x: Float[Array, "B *T H W C"],
-        decode: Callable[[Array], Array],
+        decode: Callable[[Array], tuple[Array, Any]],
         kernel: Array,
         step: Array | None,
-    ) -> tuple[Array, Float[Array, "B"], dict]:
+    ) -> tuple[Array, Any, Float[Array, "B"], dict]:
         """Decodes and judges.
 
         Args:
           params: {discriminator} with an adversarial loss, frozen {perceptual} with its checkpoint.
           x: the data.
-          decode: kernel of the decoder's last layer -> pictures.
+          decode: kernel of the decoder's last layer -> pictures and anything else.
           kernel: that kernel.
           step: training step, int32 []; read with an adversarial loss.
 
         Returns:
-          The pictures; fidelity plus, from `discriminator_start` on, adversarial_weight (adaptive
-          weight x generator + discriminator) hinge losses [B]; metrics, unweighted, and "moves".
+          The pictures; what else was decoded; fidelity plus, from `discriminator_start` on,
+          adversarial_weight (adaptive weight x generator + discriminator) hinge losses [B];
+          metrics, unweighted, and "moves".
         """
         if not self.adversarial_weight:
-            recon, adversarial, metrics = decode(kernel), 0.0, {}
+            (recon, other), adversarial, metrics = decode(kernel), 0.0, {}
         else:
-            recon, adversarial, metrics = self._adversarial(params, x, decode, kernel, step)
+            recon, other, adversarial, metrics = self._adversarial(params, x, decode, kernel, step)
         judged = self.fidelity(params, x, recon)
         metrics |= {"mse": jnp.square(recon - x).mean(), "fidelity": judged.mean()}
-        return recon, judged + adversarial, metrics
+        return recon, other, judged + adversarial, metrics
 
     def _logits(self, params, x):
         """[B, patches], of all frames."""
         return self.discriminator.apply({"params": params}, _pictures(x)).reshape(len(x), -1)
 
     def _adversarial(self, params, x, decode, kernel, step):
-        """Pictures, the gated losses of generator and discriminator [B], and metrics."""
+        """What is decoded, the gated losses of generator and discriminator [B], and metrics."""
 
         def fool(recon):
             frozen = jax.lax.stop_gradient(params["discriminator"])
             return criteria.hinge_generator(self._logits(frozen, recon))
 
         if self.adaptive_weight:
-            recon, balance = criteria.adaptive_weight(
+            recon, other, balance = criteria.adaptive_weight(
                 decode, kernel, lambda r: self.fidelity(params, x, r).mean(),
                 lambda r: fool(r).mean(),
             )  # fmt: skip
         else:
-            recon, balance = decode(kernel), jnp.ones(())
+            (recon, other), balance = decode(kernel), jnp.ones(())
         real = self._logits(params["discriminator"], x)
         fake = self._logits(params["discriminator"], jax.lax.stop_gradient(recon))
         generator, judge = fool(recon), criteria.hinge_discriminator(real, fake)
@@ -177,7 +190,7 @@ class Objective:
             "logits_real": real.mean(),
             "logits_fake": fake.mean(),
         }
-        return recon, gate * (balance * generator + judge), metrics
+        return recon, other, gate * (balance * generator + judge), metrics
 
 
 def _pictures(x):

@@ -143,18 +143,19 @@ def test_each_term_reaches_its_own_side_only():
 
 @pytest.mark.parametrize(("slope", "expected"), [(0.0, 0.0), (1e9, 1e4), (3.0, 1.5)])
 def test_adaptive_weight_is_a_clipped_ratio_of_gradients(slope, expected):
-    decode = lambda kernel: jnp.ones((1, 2, 2, 1)) * kernel
-    pictures, weight = criteria.adaptive_weight(
+    decode = lambda kernel: (jnp.ones((1, 2, 2, 1)) * kernel, "other")
+    pictures, other, weight = criteria.adaptive_weight(
         decode, jnp.full((1, 1, 1, 1), 7.0), lambda r: slope * r.sum(), lambda r: 2.0 * r.sum()
     )
+    assert other == "other"
     np.testing.assert_array_equal(pictures, jnp.full((1, 2, 2, 1), 7.0))
     assert float(weight) == pytest.approx(expected, rel=1e-3)
 
 
 def test_adaptive_weight_has_no_gradient_and_keeps_that_of_the_pictures():
     def total(kernel):
-        pictures, weight = criteria.adaptive_weight(
-            lambda k: jnp.full((1, 2, 2, 1), 3.0) * k, kernel,
+        pictures, _, weight = criteria.adaptive_weight(
+            lambda k: (jnp.full((1, 2, 2, 1), 3.0) * k, None), kernel,
             lambda r: jnp.square(r).sum(), lambda r: r.sum(),
         )  # fmt: skip
         return weight * pictures.sum(), weight

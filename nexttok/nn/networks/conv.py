@@ -4,6 +4,7 @@ NHWC throughout. 1 x 1 convolutions are Linear layers; GroupNorm is one fused sc
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from nexttok.nn.attention import attend
 from nexttok.nn.conv import Conv, GroupNorm
 from nexttok.nn.linear import Linear
 from nexttok.nn.networks import divided
+from nexttok.nn.patches import unpatchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,18 @@ class ConvConfig:
       width: channels at full resolution.
       multipliers: of the width, one per level; the stride is 2^(levels - 1).
       blocks: residual blocks per level (the decoder has one more).
-      attention: levels with attention after each block; the middle always has it.
+      attention: levels with attention after each block; the middle has it too.
       groups: of GroupNorm.
       z_channels: between a network and its quantization convolution; 0 for the latent's own.
       quant_kernel: side of the two quantization convolutions, 1 (linear layers) or 3.
       where: config section that errors name.
+
+    Networks around which others are built differ in more (see networks/qformer.py):
+      middle_attention: whether the middle has it.
+      quantized: whether the quantization convolutions are there.
+      restyled: the decoder's levels begin with a RestyledNorm.
+      shuffled: the decoder grows by convolutions to four times the channels, which become 2 x 2
+        pixels, instead of by nearest neighbours and a convolution.
     """
 
     width: int
@@ -43,6 +52,10 @@ class ConvConfig:
     quant_kernel: int = 1
     where: str = "tokenizer.encoder"
     last: ClassVar[tuple[str, ...]] = ("conv_out", "kernel")
+    middle_attention: ClassVar[bool] = True
+    quantized: ClassVar[bool] = True
+    restyled: ClassVar[bool] = False
+    shuffled: ClassVar[bool] = False
 
     def __post_init__(self):
         where = self.where
@@ -139,12 +152,34 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         x = ResBlock(x.shape[-1], self.config, name="res0")(x)
-        x = SpatialAttention(self.config, name="attn")(x)
+        if self.config.middle_attention:
+            x = SpatialAttention(self.config, name="attn")(x)
         return ResBlock(x.shape[-1], self.config, name="res1")(x)
 
 
-def _quantization(config: ConvConfig, channels: int) -> nn.Module:
-    """The convolution on a network's side of the latents, in float32."""
+class RestyledNorm(nn.Module):
+    """Group normalization whose scale and shift are read off latents: their deviation and mean."""
+
+    config: ConvConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], style: Float[Array, "B h w c"]
+    ) -> Float[Array, "B H W C"]:
+        style = style.astype(jnp.float32)
+        deviation = jnp.sqrt(style.var((1, 2), ddof=1) + 1e-6)
+        scale = Linear(x.shape[-1], init="normal02", name="scale")(deviation)[:, None, None]
+        shift = Linear(x.shape[-1], init="normal02", name="shift")(style.mean((1, 2)))[
+            :, None, None
+        ]
+        y = GroupNorm(self.config.groups, affine=False, name="norm")(x)
+        return (scale * y + shift).astype(x.dtype)
+
+
+def _quantization(config: ConvConfig, channels: int) -> Callable:
+    """The convolution on a network's side of the latents, in float32; or nothing."""
+    if not config.quantized:
+        return lambda x: x
     if config.quant_kernel == 1:
         return Linear(channels, name="out")
     return Conv(channels, name="conv_quant")
@@ -180,12 +215,17 @@ class Decoder(nn.Module):
     def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
         c = self.config
         x = _quantization(c, c.z_channels or z.shape[-1])(z)
+        style = x
         x = Conv(c.width * c.multipliers[-1], dtype=c.dtype, name="conv_in")(x)
         x = Middle(c, name="middle")(x)
         for i in reversed(range(len(c.multipliers))):
             features = c.width * c.multipliers[i]
+            x = RestyledNorm(c, name=f"restyle{i}")(x, style) if c.restyled else x
             x = Level(features, c.blocks + 1, i in c.attention, c, name=f"level{i}")(x)
-            if i > 0:
+            if i > 0 and c.shuffled:
+                x = Conv(4 * features, dtype=c.dtype, name=f"conv_up{i}")(x)
+                x = unpatchify(x.reshape(len(x), -1, 4 * features), x.shape[1:3], (2, 2))
+            elif i > 0:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = Conv(features, dtype=c.dtype, name=f"conv_up{i}")(x)
         x = jax.nn.silu(GroupNorm(c.groups, name="norm")(x))
