@@ -8,6 +8,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nexttok import evaluate
@@ -31,10 +32,9 @@ def codebook(models: evaluate.Models) -> np.ndarray:
     """
     tokenizer = models.experiment.tokenizer
     bottleneck = getattr(tokenizer, "bottleneck", None)
-    name = models.experiment.config.tokenizer.name
-    fits = isinstance(bottleneck, VQ)
-    check(fits, "tokenizer.bottleneck.name", getattr(bottleneck, "name", name), "vq, for clusters")
-    ids = np.arange(bottleneck.size, dtype=np.int32)
+    name = type(bottleneck or tokenizer).__name__
+    check(isinstance(bottleneck, VQ), "tokenizer.bottleneck.name", name, "vq, for clusters")
+    ids = jnp.arange(bottleneck.size, dtype=jnp.int32)
     return np.asarray(bottleneck.ids_to_values(models.params["tokenizer"]["quantizer"], ids))
 
 

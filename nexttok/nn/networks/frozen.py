@@ -23,12 +23,9 @@ class FrozenSizes:
     def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
         """The provider's; see networks/__init__.py."""
         del image_shape
+        given = self.provider is not None
+        check(given, f"{self.where}.name", "frozen", "a network with a decoder")
         return self.provider.grid
-
-    def decoder(self, image_shape: tuple[int, ...]):
-        """There is none: ConfigError."""
-        del image_shape
-        check(False, f"{self.where}.name", "frozen", "a network with a decoder")
 
     def of(self, provider: Any) -> "FrozenSizes":
         """These, with the provider.
