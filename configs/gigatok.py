@@ -16,8 +16,8 @@ Variants (`--config=configs/gigatok.py:<variant>`):
 
     python -m nexttok.interop --system=gigatok --checkpoint=VQ_SB256.pt --out=runs/gigatok_sb
 
-The paper's adversary is a PatchGAN here; its largest decoders were also trained with
-losses.discriminator = "dino".
+The released B-L exists with another discriminator, too, from step 80,000:
+tokenizer.losses.discriminator = "dino", discriminator_checkpoint = "dino_deitsmall16_pretrain.pth".
 """
 
 from configs import common, tokenizers

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from nexttok import train
 from nexttok.config import ConfigError
 from nexttok.experiment import Experiment
-from nexttok.interop import lpips
 from nexttok.mesh import batch_sharding, make_mesh, use_mesh
 from nexttok.stages import (
+    FILES,
     abstract_params,
     check_batches,
+    checkpoints,
     frozen_for,
     make_task,
-    perceptual_checkpoint,
 )
 
 log = logging.getLogger("nexttok")
@@ -60,8 +60,7 @@ def compile_stage(exp: Experiment, stage: str, mesh) -> dict:
     done = {s: abstract_params(exp, s, mesh) for s in exp.train if s != stage}
     if exp.features is not None:
         done["features"] = jax.eval_shape(exp.features.init, jax.random.key(0))
-    if perceptual_checkpoint(exp, stage):
-        done["perceptual"] = lpips.shapes()
+    done |= {name: FILES[name].shapes() for name in checkpoints(exp, stage)}
     frozen = frozen_for(exp, stage, done)
     rows = batch_sharding(mesh)
     batch = {

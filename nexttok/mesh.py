@@ -54,6 +54,8 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(gamma|scale|ns_coeffs|modulation)$", (None,)),
     (r"(project|bridge|transform|velocity|moments)/kernel$", (None, None)),
     (r"(restyle\d+/(scale|shift)|embed|from_means|to_z)/kernel$", (None, None)),
+    (r"discriminator/head\d+_(conv\d|out)/kernel$", (None, None, None)),
+    (r"discriminator/head\d+_(conv\d|out)/u$", (None,)),
     (r"conv_out/kernel$", (None, None, None, None)),
     (r"(conv|up)\w*/kernel$", (None, None, None, "embed")),
     (r"mix\d+/kernel$", (None, "embed")),

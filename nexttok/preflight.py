@@ -5,7 +5,7 @@ import pathlib
 from nexttok.config import check
 from nexttok.data.loader import load_source
 from nexttok.experiment import Experiment
-from nexttok.stages import check_batches, make_task, perceptual_checkpoint
+from nexttok.stages import check_batches, checkpoints, make_task
 from nexttok.train import abstract_state
 
 
@@ -29,8 +29,9 @@ def check_run(exp: Experiment, mesh) -> None:
 
 def check_files(exp: Experiment, stage: str) -> None:
     """Raises ConfigError unless the files of the networks that a stage reads frozen are there."""
-    files = {f"{stage}.perceptual_checkpoint": perceptual_checkpoint(exp, stage)}
-    if exp.features is not None and stage == "tokenizer":
+    named = {"perceptual": "perceptual_checkpoint", "judge": "discriminator_checkpoint"}
+    files = {f"{stage}.losses.{named[k]}": v for k, v in checkpoints(exp, stage).items()}
+    if exp.config.features.name == "dinov2" and stage == "tokenizer":
         files["features.checkpoint"] = exp.config.features.checkpoint
     for field, names in files.items():
         for name in filter(None, map(str.strip, names.split(","))):

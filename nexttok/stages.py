@@ -7,7 +7,7 @@ import jax
 
 from nexttok.config import check
 from nexttok.experiment import Experiment
-from nexttok.interop import dinov2, lpips
+from nexttok.interop import dino, dinov2, lpips
 from nexttok.mesh import param_shardings
 from nexttok.rng import stream
 from nexttok.tokens import Tokens
@@ -35,10 +35,13 @@ def make_task(exp: Experiment, stage: str) -> Task:
     return Task(stage, exp.generator.init, loss)
 
 
-def perceptual_checkpoint(exp: Experiment, stage: str) -> str:
-    """Files of the LPIPS weights that a stage's loss needs; "" for none."""
+FILES = {"perceptual": lpips, "judge": dino}  # how frozen parameters of losses are read
+
+
+def checkpoints(exp: Experiment, stage: str) -> dict[str, str]:
+    """Files of frozen parameters that a stage's loss reads, by the name of FILES."""
     model = {"latent": exp.latent, "tokenizer": exp.tokenizer}.get(stage)
-    return getattr(model, "perceptual_checkpoint", "")
+    return getattr(model, "checkpoints", {})
 
 
 def reads_features(exp: Experiment) -> bool:
@@ -57,10 +60,8 @@ def load_features(exp: Experiment) -> dict:
 def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
     """Parameters that a stage reads and does not train: earlier stages', and loaded ones."""
     frozen = {}
-    if perceptual_checkpoint(exp, stage):
-        frozen["perceptual"] = done.get("perceptual") or lpips.load(
-            perceptual_checkpoint(exp, stage)
-        )
+    for name, path in checkpoints(exp, stage).items():
+        frozen[name] = done.get(name) or FILES[name].load(path)
     if "latent" in done and stage in ("tokenizer", "generator"):
         frozen["latent"] = done["latent"]
     if exp.features is not None and (stage == "tokenizer" or reads_features(exp)):

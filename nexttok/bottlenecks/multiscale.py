@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 from nexttok.bottlenecks import vq
 from nexttok.bottlenecks.contract import Coded
 from nexttok.config import build, check
+from nexttok.nn.resize import area, bicubic, resample, spectral
 from nexttok.tokens import Tokens, TokenSpec
 
 
@@ -71,50 +72,8 @@ def init_phis(key: Array, phis: int, channels: int) -> dict:
     }
 
 
-def area(out: int, size: int) -> Float[np.ndarray, "o i"]:
-    """Adaptive average pooling of `size` samples to `out`: bins overlap unless they divide."""
-    i, at = np.arange(out)[:, None], np.arange(size)[None]
-    inside = (at >= i * size // out) & (at < -(-(i + 1) * size // out))
-    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
-
-
-def bicubic(out: int, size: int) -> Float[np.ndarray, "o i"]:
-    """Cubic convolution with a = -3/4: half-pixel centres, clamped borders, no antialiasing."""
-    centre = (np.arange(out) + 0.5) * size / out - 0.5
-    base = np.floor(centre).astype(int)
-    matrix = np.zeros((out, size))
-    for tap in (-1, 0, 1, 2):
-        gap, a = np.abs(centre - (base + tap)), -0.75
-        near = (a + 2) * gap**3 - (a + 3) * gap**2 + 1
-        far = a * (gap**3 - 5 * gap**2 + 8 * gap - 4)
-        at = np.clip(base + tap, 0, size - 1)
-        np.add.at(matrix, (np.arange(out), at), np.where(gap <= 1, near, far))
-    return matrix.astype(np.float32)
-
-
-def spectral(out: int, size: int) -> Float[np.ndarray, "o i"]:
-    """`size` samples as `out` of the same waves, those of fewer than min(out, size) / 2 periods.
-
-    Shrinking then enlarging drops the other waves and keeps these.
-    """
-    least = min(out, size)
-    at, to = np.arange(size) / size, np.arange(out) / out
-    count = (least - 1) // 2
-    waves = 2 * np.pi * np.arange(1, count + 1)
-    angles = waves[:, None, None] * (to[:, None] - at[None])
-    matrix = (1 + 2 * np.cos(angles).sum(0)) / size if out != size else np.eye(size)
-    return matrix.astype(np.float32)
-
-
 SHRINK = {"area": area, "spectral": spectral}
 ENLARGE = {"area": bicubic, "spectral": spectral}
-
-
-def resample(x: Float[Array, "B h w C"], matrix: Float[np.ndarray, "o i"]) -> Array:
-    """A square map resized by one matrix along both axes, in full float32."""
-    m = jnp.asarray(matrix)
-    rows = jnp.einsum("pi,bijc->bpjc", m, x, precision="highest")
-    return jnp.einsum("qj,bpjc->bpqc", m, rows, precision="highest")
 
 
 def shrink(x: Float[Array, "B H W C"], side: int, resize: str = "area") -> Float[Array, "B p p C"]:

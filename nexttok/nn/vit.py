@@ -5,7 +5,6 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from nexttok.config import check
@@ -13,6 +12,7 @@ from nexttok.nn.attention import Attention
 from nexttok.nn.linear import INITS, Linear
 from nexttok.nn.norms import Norm
 from nexttok.nn.patches import patchify
+from nexttok.nn.resize import bicubic, resample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -42,30 +42,6 @@ PRESETS = {
 }
 
 
-def cubic_matrix(
-    target: int, source: int, offset: float = 0.0
-) -> Float[np.ndarray, "target source"]:
-    """Bicubic interpolation along one axis: a = -0.75, half-pixel centres, clamped, no filter.
-
-    `offset` is added to `target` in the scale alone, so samples lie source / (target + offset)
-    apart.
-    """
-
-    def weight(x):
-        a, x = -0.75, np.abs(x)
-        near = ((a + 2) * x - (a + 3)) * x**2 + 1
-        far = a * (((x - 5) * x + 8) * x - 4)
-        return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-    matrix = np.zeros((target, source))
-    for i in range(target):
-        at = (i + 0.5) * source / (target + offset) - 0.5
-        base = int(np.floor(at))
-        for j in range(base - 1, base + 3):
-            matrix[i, min(max(j, 0), source - 1)] += weight(at - j)
-    return matrix.astype(np.float32)
-
-
 def resize_positions(
     table: Float[Array, "r c D"], grid: tuple[int, int], antialias: bool
 ) -> Float[Array, "h w D"]:
@@ -78,8 +54,8 @@ def resize_positions(
         return table
     if antialias:
         return jax.image.resize(table, (*grid, table.shape[-1]), "cubic")
-    rows, cols = (cubic_matrix(n, m, 0.1) for n, m in zip(grid, table.shape[:2], strict=True))
-    return jnp.einsum("hr,wc,rcd->hwd", rows, cols, table)
+    rows, columns = (bicubic(n, m, 0.1) for n, m in zip(grid, table.shape[:2], strict=True))
+    return resample(table[None], rows, columns)[0]
 
 
 class ViTBlock(nn.Module):

@@ -31,7 +31,7 @@ class Autoencoder:
     """Static configuration; parameters {encoder, decoder, ...} are passed to every method.
 
     Parameters "quantizer" exist where the bottleneck has any, "discriminator" and "lecam" where the
-    losses do; those of LPIPS ("perceptual") are frozen and come from `perceptual_checkpoint`.
+    losses do; those of `checkpoints` are frozen.
 
     Attributes:
       image_shape: (H, W, C) of pictures or (T, H, W, C) of videos, values in [-1, 1].
@@ -91,9 +91,9 @@ class Autoencoder:
         return self.bottleneck.spec(self.grid)
 
     @property
-    def perceptual_checkpoint(self) -> str:
-        """Files of the LPIPS weights that the loss reads; "" for none."""
-        return self.losses.perceptual_checkpoint
+    def checkpoints(self) -> dict[str, str]:
+        """Files of frozen parameters that the losses read, by the parameters' name."""
+        return self.losses.checkpoints
 
     @functools.cached_property
     def encoder(self):
@@ -168,8 +168,8 @@ class Autoencoder:
         """The training loss of every network, per example.
 
         Args:
-          params: as of `init`, and frozen "perceptual" where its checkpoint is given and "features"
-            where there is a provider.
+          params: as of `init`, and frozen those of `checkpoints`, and "features" where there is a
+            provider.
           batch: "image" float [B, ..., C] and, with an adversarial loss or a warm start, "step"
             int32 [].
           rng: key of the bottleneck's noise.
@@ -192,7 +192,9 @@ class Autoencoder:
             return self.decoder.apply(variables, coded.values, tap)
 
         kernel = functools.reduce(lambda tree, name: tree[name], last, params["decoder"])
-        _, tapped, judged, metrics = self.losses(params, x, decode, kernel, batch.get("step"))
+        _, tapped, judged, metrics = self.losses(
+            params, x, decode, kernel, batch.get("step"), stream(rng, "judge")
+        )
         metrics = metrics | coded.metrics
         if self.losses.align_weight:
             align = self._alignment(params, x, tapped)

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nexttok.config import build, check
+from nexttok.nn import dino
 from nexttok.nn.discriminator import NORMS, PatchGAN
 from nexttok.nn.lpips import LPIPS
 from nexttok.rng import stream
 from nexttok.tokenizers import criteria
 
 LECAM_DECAY = 0.999
+DINO = dino.DinoConfig()
 WEIGHTS = (
     "reconstruction_weight", "perceptual_weight", "adversarial_weight", "lecam_weight",
     "align_weight",
@@ -38,8 +40,9 @@ class Objective:
       perceptual_checkpoint: files of LPIPS weights (interop/lpips.py); "" for none.
       adversarial_weight: of both hinge losses; 0 for no discriminator.
       adaptive_weight: scale the generator's by the ratio of gradients (criteria.adaptive_weight).
+      discriminator: patch (nn/discriminator.py, of discriminator_width, discriminator_layers and
+        discriminator_norm) | dino (nn/dino.py, of the file discriminator_checkpoint).
       discriminator_start: training step from which they count.
-      discriminator_width, discriminator_layers, discriminator_norm: see nn/discriminator.py.
       lecam_weight: of the discriminator's regularizer (criteria.lecam), whose means of logits are
         kept with a decay of LECAM_DECAY from `discriminator_start` on.
       image_shape: of the pictures or videos, values in [-1, 1].
@@ -57,6 +60,8 @@ class Objective:
     perceptual_checkpoint: str
     adversarial_weight: float
     adaptive_weight: bool
+    discriminator: str
+    discriminator_checkpoint: str
     discriminator_start: int
     discriminator_width: int
     discriminator_layers: int
@@ -75,11 +80,21 @@ class Objective:
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("warm_start", self.warm_start >= 0, "at least 0")
         sides, channels = self.image_shape[-3:-1], self.image_shape[-1]
-        if self.adversarial_weight:
+        self._check("discriminator", self.discriminator in ("patch", "dino"), "patch | dino")
+        read = self.adversarial_weight > 0 and self.discriminator == "dino"
+        fits = read == bool(self.discriminator_checkpoint)
+        self._check("discriminator_checkpoint", fits, "a file under discriminator = 'dino' with an "
+                    "adversarial loss, else ''")  # fmt: skip
+        if read:
+            fits = channels in (1, 3) and sides[0] == sides[1]
+            self._check(
+                "discriminator", fits, "patch, unless pictures are square, of 1 or 3 channels"
+            )
+        elif self.adversarial_weight:
             self._check("discriminator_norm", self.discriminator_norm in NORMS, " | ".join(NORMS))
             for name in ("discriminator_width", "discriminator_layers"):
                 self._check(name, getattr(self, name) >= 1, "at least 1")
-            fits = min(map(self.discriminator.logits_side, sides)) >= 1
+            fits = min(map(self.patches.logits_side, sides)) >= 1
             self._check("discriminator_layers", fits, "fewer, for pictures this small")
         if self.perceptual_checkpoint:
             fits = self.perceptual_weight > 0 and channels in (1, 3) and min(sides) >= 16
@@ -89,8 +104,14 @@ class Objective:
     def _check(self, name, condition, allowed):
         check(condition, f"{self.where}.{name}", getattr(self, name), allowed)
 
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Files of frozen parameters that the losses read, by the parameters' name."""
+        files = {"perceptual": self.perceptual_checkpoint, "judge": self.discriminator_checkpoint}
+        return {name: path for name, path in files.items() if path}
+
     @functools.cached_property
-    def discriminator(self) -> PatchGAN:
+    def patches(self) -> PatchGAN:
         """Pictures -> logits of patches."""
         return PatchGAN(
             self.discriminator_width, self.discriminator_layers, self.discriminator_norm, self.dtype
@@ -100,9 +121,13 @@ class Objective:
         """Parameters: {discriminator[, lecam]} with an adversarial loss, else {}."""
         if not self.adversarial_weight:
             return {}
-        image = jnp.zeros((1, *self.image_shape[-3:]))
         key = stream(rng, "discriminator")
-        params = {"discriminator": self.discriminator.init(key, image)["params"]}
+        if self.discriminator == "dino":
+            found = [jnp.zeros((1, DINO.patches, DINO.width))] * (1 + len(DINO.taps))
+            params = {"discriminator": dino.Heads().init(key, found)["params"]}
+        else:
+            image = jnp.zeros((1, *self.image_shape[-3:]))
+            params = {"discriminator": self.patches.init(key, image)["params"]}
         zeros = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
         return params | ({"lecam": zeros} if self.lecam_weight else {})
 
@@ -129,15 +154,18 @@ class Objective:
         decode: Callable[[Array], tuple[Array, Any]],
         kernel: Array,
         step: Array | None,
+        rng: Array | None = None,
     ) -> tuple[Array, Any, Float[Array, "B"], dict]:
         """Decodes and judges.
 
         Args:
-          params: {discriminator} with an adversarial loss, frozen {perceptual} with its checkpoint.
+          params: {discriminator} with an adversarial loss, frozen {perceptual} and {judge} with
+            their checkpoints.
           x: the data.
           decode: kernel of the decoder's last layer -> pictures and anything else.
           kernel: that kernel.
           step: training step, int32 []; read with an adversarial loss.
+          rng: key of what the `dino` discriminator sees of large pictures; None for all of them.
 
         Returns:
           The pictures; what else was decoded; fidelity plus, from `discriminator_start` on,
@@ -147,21 +175,34 @@ class Objective:
         if not self.adversarial_weight:
             (recon, other), adversarial, metrics = decode(kernel), 0.0, {}
         else:
-            recon, other, adversarial, metrics = self._adversarial(params, x, decode, kernel, step)
+            recon, other, adversarial, metrics = self._adversarial(
+                params, x, decode, kernel, step, rng
+            )
         judged = self.fidelity(params, x, recon)
         metrics |= {"mse": jnp.square(recon - x).mean(), "fidelity": judged.mean()}
         return recon, other, judged + adversarial, metrics
 
-    def _logits(self, params, x):
-        """[B, patches], of all frames."""
-        return self.discriminator.apply({"params": params}, _pictures(x)).reshape(len(x), -1)
+    def _logits(self, params, judge, x, key):
+        """[B, patches], of all frames, and the moves of the discriminator's parameters."""
+        variables, frames, moves = {"params": params}, _pictures(x), {}
+        if self.discriminator == "patch":
+            logits = self.patches.apply(variables, frames)
+        else:
+            found = dino.readouts(DINO, jax.lax.stop_gradient(judge), frames, key)
+            logits, made = dino.Heads().apply(variables, found, mutable=["moves"])
+            moves = made["moves"]
+        return logits.reshape(len(x), -1), moves
 
-    def _adversarial(self, params, x, decode, kernel, step):
+    def _adversarial(self, params, x, decode, kernel, step, rng):
         """What is decoded, the gated losses of generator and discriminator [B], and metrics."""
+
+        def logits(own, pictures, name):
+            key = None if rng is None else stream(rng, name)
+            return self._logits(own, params.get("judge"), pictures, key)
 
         def fool(recon):
             frozen = jax.lax.stop_gradient(params["discriminator"])
-            return criteria.hinge_generator(self._logits(frozen, recon))
+            return criteria.hinge_generator(logits(frozen, recon, "fool")[0])
 
         if self.adaptive_weight:
             recon, other, balance = criteria.adaptive_weight(
@@ -170,18 +211,19 @@ class Objective:
             )  # fmt: skip
         else:
             (recon, other), balance = decode(kernel), jnp.ones(())
-        real = self._logits(params["discriminator"], x)
-        fake = self._logits(params["discriminator"], jax.lax.stop_gradient(recon))
+        real, moves = logits(params["discriminator"], x, "real")
+        fake, _ = logits(params["discriminator"], jax.lax.stop_gradient(recon), "fake")
         generator, judge = fool(recon), criteria.hinge_discriminator(real, fake)
-        begun, metrics = step >= self.discriminator_start, {}
+        begun = step >= self.discriminator_start
+        metrics = {"moves": {"discriminator": moves}} if moves else {}
         if self.lecam_weight:
             means = params["lecam"]
             excess = criteria.lecam(real, fake, means["real"], means["fake"])
             judge = judge + self.lecam_weight * excess
             pace = jnp.where(begun, 1 - LECAM_DECAY, 0.0)
-            logits = {"real": real.mean(), "fake": fake.mean()}
-            moves = {name: pace * (logits[name] - means[name]) for name in means}
-            metrics["moves"] = {"lecam": jax.lax.stop_gradient(moves)}
+            now = {"real": real.mean(), "fake": fake.mean()}
+            moves = {name: pace * (now[name] - means[name]) for name in means}
+            metrics["moves"] = metrics.get("moves", {}) | {"lecam": jax.lax.stop_gradient(moves)}
         gate = jnp.where(begun, self.adversarial_weight, 0.0)
         metrics |= {
             "generator": generator.mean(),

@@ -9,7 +9,8 @@ import pytest
 
 from nexttok.config import ConfigError
 from nexttok.nn import vit
-from nexttok.nn.vit import FeatureEncoder, ViT, ViTConfig, cubic_matrix, resize_positions
+from nexttok.nn.resize import bicubic
+from nexttok.nn.vit import FeatureEncoder, ViT, ViTConfig, resize_positions
 
 TINY = ViTConfig(8, 2, head_dim=4, patch=2, side=6, stored_grid=3)
 MASK_TOKEN = {"small": 384, "base": 768, "large": 1024}
@@ -26,14 +27,14 @@ def test_parameter_counts_of_the_released_models(preset, released):
 
 
 # Published vectors of the ONNX operator Resize (cubic, a = -0.75, half-pixel) on 1 .. 16 as 4 x 4.
-def test_cubic_matrix_enlarges_as_published():
-    m, x = cubic_matrix(8, 4), np.arange(1.0, 17.0).reshape(4, 4)
+def test_bicubic_enlarges_as_published():
+    m, x = bicubic(8, 4), np.arange(1.0, 17.0).reshape(4, 4)
     row = [0.47265625, 0.76953125, 1.24609375, 1.875, 2.28125, 2.91015625, 3.38671875, 3.68359375]
     np.testing.assert_allclose((m @ x @ m.T)[0], row, rtol=1e-6)
 
 
-def test_cubic_matrix_offset_enters_the_scale_alone():
-    m, x = cubic_matrix(3, 4, 0.2), np.arange(1.0, 17.0).reshape(4, 4)  # a scale of 0.8
+def test_bicubic_offset_enters_the_scale_alone():
+    m, x = bicubic(3, 4, 0.2), np.arange(1.0, 17.0).reshape(4, 4)  # a scale of 0.8
     expected = [
         [1.47119141, 2.78125, 4.08251953],
         [6.71142578, 8.02148438, 9.32275391],
@@ -42,14 +43,14 @@ def test_cubic_matrix_offset_enters_the_scale_alone():
     np.testing.assert_allclose(m @ x @ m.T, expected, rtol=1e-6)
 
 
-def test_cubic_matrix_keeps_constants_and_its_own_grid():
-    np.testing.assert_allclose(cubic_matrix(5, 37, 0.1).sum(1), 1.0, rtol=1e-5)
-    np.testing.assert_array_equal(cubic_matrix(6, 6), np.eye(6))
+def test_bicubic_keeps_constants_and_its_own_grid():
+    np.testing.assert_allclose(bicubic(5, 37, 0.1).sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(bicubic(6, 6), np.eye(6))
 
 
 def test_positions_follow_rows_and_columns():
     table = np.random.default_rng(0).normal(size=(3, 3, 2)).astype(np.float32)
-    rows, cols = cubic_matrix(4, 3, 0.1), cubic_matrix(5, 3, 0.1)
+    rows, cols = bicubic(4, 3, 0.1), bicubic(5, 3, 0.1)
     expected = np.stack([rows @ table[..., i] @ cols.T for i in range(2)], -1)
     resized = resize_positions(jnp.asarray(table), (4, 5), antialias=False)
     np.testing.assert_allclose(resized, expected, rtol=1e-4, atol=1e-5)

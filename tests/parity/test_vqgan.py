@@ -94,7 +94,7 @@ def test_llamagen_codebook_losses():
 def test_discriminator_and_hinge_losses():
     model, params, found = llamagen()
     real, fake = (
-        model.losses.discriminator.apply({"params": params["discriminator"]}, found[name])
+        model.losses.patches.apply({"params": params["discriminator"]}, found[name])
         for name in ("image", "decoded")
     )
     np.testing.assert_allclose(real, found["logits_real"], **CLOSE)

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nexttok import train
 from nexttok.bottlenecks import vq
 from nexttok.config import ConfigError
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
-from nexttok.tokenizers import autoencoder, criteria
+from nexttok.nn.dino import DinoConfig
+from nexttok.tokenizers import autoencoder, criteria, objective
 from nexttok.tokens import Tokens
 from tests.tokenizers import sections
 
@@ -123,9 +125,9 @@ def test_each_term_reaches_its_own_side_only():
     def terms(params):
         kernel = params["decoder"]["conv_out"]["kernel"]
         found = model.losses._adversarial(
-            params, IMAGES, lambda _: model.render(params, z), kernel, jnp.asarray(10)
+            params, IMAGES, lambda _: (model.render(params, z), None), kernel, jnp.asarray(10), None
         )
-        return found[1].mean(), found[2]
+        return found[2].mean(), found[3]
 
     both = jax.grad(lambda p: terms(p)[0])(params)
     generator = jax.grad(lambda p: terms(p)[1]["generator"])(params)
@@ -242,6 +244,11 @@ def test_parameters_are_placed_on_a_mesh():
         (dict(groups=3), r"tokenizer\.encoder\.groups = 3"),
         (dict(adversarial_weight=1.0, discriminator_norm="layer"), r"expected batch \| group"),
         (dict(adversarial_weight=1.0, discriminator_layers=3), r"fewer, for pictures this small"),
+        (dict(discriminator="video"), r"losses\.discriminator = 'video': expected patch \| dino"),
+        (
+            dict(adversarial_weight=1.0, discriminator="dino"),
+            r"discriminator_checkpoint = '': expected a file under discriminator = 'dino'",
+        ),
         (dict(perceptual_checkpoint="vgg.pth"), r"perceptual_checkpoint = 'vgg\.pth'"),
         (
             dict(decoder_attention=(2,)),
@@ -278,3 +285,38 @@ def test_parts_must_exist_and_fit():
         ConfigError, match=r"tokenizer\.bottleneck\.name = 'nothing': expected binary"
     ):
         autoencoder.make(section, SHAPE)
+
+
+@functools.cache
+def dino_loss():
+    """Loss and metrics of an autoencoder that a (random) DINO judges."""
+    changes = dict(
+        adversarial_weight=0.5, discriminator="dino", discriminator_checkpoint="dino.pth",
+        lecam_weight=0.1,
+    )  # fmt: skip
+    model = make(**changes)
+    judge = {"judge": objective.DINO.init(jax.random.key(7))}
+    params = model.init(jax.random.key(0)) | judge
+
+    def loss(p, step=0):
+        batch = {"image": IMAGES[:2], "step": jnp.asarray(step)}
+        total, metrics = model.loss(p, batch, jax.random.key(1))
+        return total.mean(), metrics
+
+    return params, jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def test_dino_judges_frozen_and_its_heads_learn(monkeypatch):
+    monkeypatch.setattr(objective, "DINO", DinoConfig(8, 1, 8, 16, 32, (0,)))
+    params, run = dino_loss()
+    trained = {k: v for k, v in params.items() if k != "judge"}
+    param_shardings(make_mesh(MeshConfig(-1, 1, 1, 1, 1)), trained)
+    (_, metrics), grads = run(params)
+    assert set(metrics["moves"]) == {"discriminator", "lecam"}
+    moved = train.moved(params, metrics["moves"])
+    for name, leaves in moved["discriminator"].items():
+        if "norm" not in name:
+            assert float(jnp.linalg.norm(leaves["u"])) == pytest.approx(1.0, rel=1e-4)
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grads["judge"]))
+    kernel = grads["discriminator"]["head0_conv0"]["kernel"]
+    assert float(jnp.abs(kernel).max()) > 0
