@@ -33,6 +33,7 @@ class ViTConfig:
 PRESETS = {
     "small": ViTConfig(384, 12),
     "base": ViTConfig(768, 12),
+    "base_224": ViTConfig(768, 12, side=224),
     "large": ViTConfig(1024, 24),
     "large_registers": ViTConfig(1024, 24, registers=4),
 }

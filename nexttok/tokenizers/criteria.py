@@ -1,13 +1,18 @@
-"""What a reconstruction is judged by, beyond pixels: multi-scale differences and a discriminator.
+"""What a reconstruction is judged by, beyond pixels: multi-scale or perceptual differences,
+alignment of features, and a discriminator.
 
 Everything is per example ([B]); a training loss is their mean.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from nexttok.config import check
+from nexttok.nn.lpips import LPIPS
 
 LEVELS = 3
 
@@ -32,6 +37,56 @@ def pyramid(
         total += jnp.abs(band).mean((1, 2, 3))
         rest = coarse
     return total
+
+
+def check_perceptual(
+    checkpoint: str, weight: float, image_shape: tuple[int, ...], where: str
+) -> None:
+    """Raises ConfigError unless a checkpoint of LPIPS, if any, is read and fits the pictures."""
+    sides, channels = image_shape[-3:-1], image_shape[-1]
+    fits = not checkpoint or (weight > 0 and channels in (1, 3) and min(sides) >= 16)
+    check(fits, f"{where}.perceptual_checkpoint", checkpoint, "'' unless perceptual_weight is "
+          "above 0 and pictures have 1 or 3 channels and sides of at least 16")  # fmt: skip
+
+
+def perceptual(
+    weights: dict | None, x: Float[Array, "B H W C"], y: Float[Array, "B H W C"], dtype: str
+) -> Float[Array, "B"]:
+    """LPIPS of these weights, which stay; without any `pyramid`."""
+    if weights is None:
+        return pyramid(x, y)
+    return LPIPS(dtype).apply({"params": jax.lax.stop_gradient(weights)}, x, y)
+
+
+def alignment(
+    provider: Any,
+    frozen: dict,
+    image: Float[Array, "B H W C"],
+    features: Float[Array, "B P D"],
+    grid: tuple[int, int],
+    project: Callable[[Array], Array],
+) -> Float[Array, "B"]:
+    """1 - cosine between a network's features and a frozen provider's (Yu et al., "Representation
+    Alignment for Generation", 2024), mean over the provider's grid.
+
+    Args:
+      provider: see nn/vit.py; frozen: its parameters.
+      image: what it sees.
+      features: of the network, one per cell of its `grid`; they are resampled bilinearly, which
+        averages four cells where the provider's grid is half as fine.
+      project: [B, P', D] -> [B, P', F], to the provider's width.
+    """
+    target = jax.lax.stop_gradient(provider.apply(frozen, image))
+    batch, (h, w), width = len(image), target.shape[1:3], features.shape[-1]
+    cells = features.reshape(batch, *grid, width)
+    cells = jax.image.resize(cells, (batch, h, w, width), "bilinear", antialias=False)
+    guess = project(cells.reshape(batch, -1, width))
+    target = target.reshape(guess.shape)
+
+    def unit(v):
+        return v / jnp.maximum(jnp.linalg.norm(v, axis=-1, keepdims=True), 1e-8)
+
+    return 1.0 - (unit(guess) * unit(target)).sum(-1).mean(-1)
 
 
 def hinge_generator(fake: Float[Array, "B *p"]) -> Float[Array, "B"]:

@@ -19,7 +19,7 @@ from nexttok.config import build, check
 from nexttok.heads import flow
 from nexttok.nn.flextok import AXES, FlowDecoder, Projector, RegisterEncoder, trunk
 from nexttok.rng import stream
-from nexttok.tokenizers import nested
+from nexttok.tokenizers import criteria, nested
 from nexttok.tokens import Tokens, TokenSpec
 
 
@@ -244,21 +244,11 @@ class FlexTok:
         return total, metrics
 
     def _alignment(self, params, image, tapped):
-        """1 - cosine between decoder features and the provider's, resized to its grid (REPA)."""
-        target = jax.lax.stop_gradient(self.features.apply(params["features"], image))
-        side = [n // self.patch for n in self.latent_shape[:2]]
-        grid = tapped.reshape(len(image), *side, tapped.shape[-1])
-        grid = jax.image.resize(
-            grid, (len(image), *target.shape[1:3], grid.shape[-1]), "bilinear"
-        ).reshape(len(image), -1, grid.shape[-1])
+        """Of the decoder's features with the provider's."""
+        grid = (self.latent_shape[0] // self.patch, self.latent_shape[1] // self.patch)
         projector = Projector(self.features.channels, self.dtype)
-        guess = projector.apply({"params": params["projector"]}, grid)
-        target = target.reshape(guess.shape)
-
-        def unit(v):
-            return v / jnp.maximum(jnp.linalg.norm(v, axis=-1, keepdims=True), 1e-8)
-
-        return 1.0 - (unit(guess) * unit(target)).sum(-1).mean(-1)
+        project = functools.partial(projector.apply, {"params": params["projector"]})
+        return criteria.alignment(self.features, params["features"], image, tapped, grid, project)
 
 
 def make(section, image_shape, dtype="float32", latent=None, features=None) -> FlexTok:
