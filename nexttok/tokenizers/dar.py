@@ -186,7 +186,7 @@ class DAR:
         noised: Float[Array, "B H W C"],
         times: Float[Array, "B"],
         tap: int = -1,
-    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B P D"]]:
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B P E"]]:
         """Noise minus scaled data; see nexttok.nn.dar.Denoiser."""
         return self.decoder.apply({"params": params["decoder"]}, group, noised, times, tap)
 
