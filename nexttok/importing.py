@@ -23,6 +23,7 @@ from nexttok.evals.results import write_text
 from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.interop import (
     bigr,
+    dar,
     flextok,
     flextok_ar,
     gigatok,
@@ -88,6 +89,7 @@ SYSTEMS = {
     "titok": System("titok", "tokenizer", lambda s, exp: titok.convert(s, exp.tokenizer)),
     "gigatok": System("gigatok", "tokenizer", lambda s, exp: gigatok.convert(s, exp.tokenizer)),
     "bigr_bae": System("bigr", "tokenizer", lambda s, exp: bigr.convert(s, exp.tokenizer)),
+    "dar": System("dar", "tokenizer", lambda s, exp: dar.convert(s, exp.tokenizer)),
     "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
     "flextok_ar": System("flextok", "generator", _generator(flextok_ar.convert)),
     "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),

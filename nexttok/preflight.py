@@ -30,7 +30,8 @@ def check_run(exp: Experiment, mesh) -> None:
 def check_files(exp: Experiment, stage: str) -> None:
     """Raises ConfigError unless the files of the networks that a stage reads frozen are there."""
     named = {"perceptual": "perceptual_checkpoint", "judge": "discriminator_checkpoint"}
-    files = {f"{stage}.losses.{named[k]}": v for k, v in checkpoints(exp, stage).items()}
+    where = f"{stage}.losses" if "losses" in exp.config.get(stage, ()) else stage
+    files = {f"{where}.{named[k]}": v for k, v in checkpoints(exp, stage).items()}
     if exp.config.features.name == "dinov2" and stage == "tokenizer":
         files["features.checkpoint"] = exp.config.features.checkpoint
     for field, names in files.items():

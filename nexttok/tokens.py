@@ -28,9 +28,10 @@ class TokenSpec:
       vocab: number of ids, 0 when tokens are continuous only.
       channels: width of `Tokens.values`.
       nested: True when prefixes of the tokens decode: any of 1D tokens trained with nested dropout,
-        whole scales of a pyramid.
+        whole scales of a pyramid, whole groups.
       scales: sides of a coarse-to-fine pyramid whose maps follow each other in (N,); () for others.
       codes: ids that a position holds, each of `vocab` values.
+      group: of nested 1D tokens, how many that follow each other decode together.
     """
 
     grid: tuple[int, ...]
@@ -39,6 +40,7 @@ class TokenSpec:
     nested: bool = False
     scales: tuple[int, ...] = ()
     codes: int = 1
+    group: int = 1
 
     @property
     def length(self) -> int:
@@ -57,7 +59,9 @@ class TokenSpec:
                 total += side * side
                 ends.append(total)
             return tuple(ends)
-        return prefix_lengths(self.length) if self.nested else (self.length,)
+        if not self.nested:
+            return (self.length,)
+        return tuple(self.group * n for n in prefix_lengths(self.length // self.group))
 
 
 def prefix_lengths(length: int) -> tuple[int, ...]:

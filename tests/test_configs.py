@@ -75,6 +75,8 @@ TOKENIZERS = {
     ("gigatok", "imagenet256_bl"): 622,
     ("gigatok", "imagenet256_xl_xxl"): 2900,
 }
+# Millions of parameters of the networks of D-AR's tokenizer; stated are 300 in all.
+DAR = {"encoder": 57.32, "conditioner": 56.92, "decoder": 185.13, "projector": 7.34}
 # Millions of parameters of NBP's layers alone; the paper says 700 M, 1.2 B and 3 B.
 NBP = {"base": 680, "xl": 1209, "3b": 3625}
 
@@ -97,6 +99,10 @@ def test_every_variant_resolves_at_full_size(spec):
         layers = stages.abstract_params(exp, "generator")["backbone"]["trunk"]
         total = sum(math.prod(x.shape) for x in jax.tree.leaves(layers))
         assert total / 1e6 == pytest.approx(NBP[variant.split("_")[-1]], rel=1e-3)
+    if (name, variant) == ("dar", "imagenet256"):
+        for part, millions in DAR.items():
+            assert counts[f"tokenizer/{part}"] / 1e6 == pytest.approx(millions, rel=1e-3)
+        assert sum(counts.values()) / 1e6 == pytest.approx(300, rel=0.03)
     if name == "flextok" and variant in FLEXTOK:
         encoder, decoder = FLEXTOK[variant]
         assert counts["tokenizer/encoder"] / 1e6 == pytest.approx(encoder, rel=0.01)
@@ -172,7 +178,7 @@ def test_no_key_that_is_read_is_undeclared(spec):
         (
             "tokenizer.name",
             "vqvae9",
-            r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| flextok",
+            r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| dar \| flextok",
         ),
         ("sample.tokens", 9, r"config\.sample\.tokens = 9: expected 0 \.\. 8"),
         ("sample.classes", (1, 1), r"config\.sample\.classes = \(1, 1\): expected different"),

@@ -67,6 +67,7 @@ def quantize(
     beta: float = 0.25,
     gradient: str = "straight",
     ids: Int[Array, "*n"] | None = None,
+    weight: Float[Array, "*n"] | None = None,
 ) -> tuple[Float[Array, "*n C"], Int[Array, "*n"], dict]:
     """Nearest codebook row with a straight-through gradient.
 
@@ -77,6 +78,7 @@ def quantize(
       beta: weight of the commitment loss; the codebook loss has weight 1.
       gradient: that of the encoder: straight | rotation (`rotated`).
       ids: chosen codes; None for the nearest.
+      weight: of every latent in the losses, of mean 1; None for all alike.
 
     Returns:
       z_q, ids int32, {"codebook": mean|sg z - e|^2, "commitment": beta mean|z - sg e|^2}; means
@@ -90,9 +92,10 @@ def quantize(
         ids = nearest(z.reshape(-1, z.shape[-1]), rows).reshape(z.shape[:-1])
     code = jnp.take(rows, ids, axis=0)
     stop = jax.lax.stop_gradient
+    share = 1.0 if weight is None else weight[..., None]
     aux = {
-        "codebook": jnp.square(stop(z) - code).mean(),
-        "commitment": beta * jnp.square(z - stop(code)).mean(),
+        "codebook": (share * jnp.square(stop(z) - code)).mean(),
+        "commitment": beta * (share * jnp.square(z - stop(code))).mean(),
     }
     values = rotated(z, code) if gradient == "rotation" else z + stop(code - z)
     return values, ids, aux
@@ -206,8 +209,18 @@ class VQ(Codes):
         """See the function."""
         return ids_to_values(ids, params["embedding"], self.normalize)
 
-    def quantize(self, params: dict, z: Array, rng: Array | None, train: bool = True) -> Coded:
-        """See the functions. Training draws from rng under `temperature`, `random` and kmeans."""
+    def quantize(
+        self,
+        params: dict,
+        z: Array,
+        rng: Array | None,
+        train: bool = True,
+        weight: Float[Array, "*n"] | None = None,
+    ) -> Coded:
+        """See the functions. Training draws from rng under `temperature`, `random` and kmeans.
+
+        `weight` is of the codebook and commitment losses alone.
+        """
         z = z.astype(jnp.float32)
         flat, rows = jax.lax.stop_gradient(z.reshape(-1, z.shape[-1])), params["embedding"]
         if train and self.init_codes == "kmeans":
@@ -217,7 +230,9 @@ class VQ(Codes):
             key = jax.random.fold_in(rng, 0)
             ids = drawn(key, unit(flat), unit(jax.lax.stop_gradient(rows)), self.temperature)
             ids = ids.reshape(z.shape[:-1])
-        values, ids, losses = quantize(z, rows, self.normalize, self.beta, self.gradient, ids)
+        values, ids, losses = quantize(
+            z, rows, self.normalize, self.beta, self.gradient, ids, weight
+        )
         losses["codebook"] = self.beta_codebook * losses["codebook"]
         if self.update == "ema":
             del losses["codebook"]

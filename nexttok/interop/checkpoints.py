@@ -71,6 +71,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
     ("torch", "device"): Inert,
     ("argparse", "Namespace"): Inert,
+    ("config_util", "Config"): Inert,  # D-AR's files hold theirs
     **{("torch", f"{name}Storage"): np.dtype(kind) for name, kind in DTYPES.items()},
     **{("torch", np.dtype(kind).name): np.dtype(kind) for kind in DTYPES.values()},
 }

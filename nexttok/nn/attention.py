@@ -67,8 +67,9 @@ class Attention(nn.Module):
     Attributes:
       width, head_dim: heads = width / head_dim.
       bias: biases of the four projections; `key_bias` False leaves the keys without one.
-      qk_norm: none | layer | rms | l2, per head; `qk_affine` learns its scale. With l2 the scores
-        are cosines times a learned temperature per head, at most 100 (VAR).
+      qk_norm: none | layer | rms | l2, per head; `qk_affine` learns its scale, `qk_eps` is added to
+        the variance. With l2 the scores are cosines times a learned temperature per head, at most
+        100 (VAR).
       scale: of the scores; 0 for 1/sqrt(head_dim).
       dropout: on the output projection; weight_dropout: on the attention weights.
       init: of the projections; `proj_init` of the output projection, None for the same.
@@ -86,6 +87,7 @@ class Attention(nn.Module):
     init: str | Callable = "xavier"
     proj_init: str | Callable | None = None
     dtype: str = "float32"
+    qk_eps: float = 1e-5
 
     @nn.compact
     def __call__(
@@ -109,8 +111,8 @@ class Attention(nn.Module):
         Self-attention reads x by `steps` (None: everything is visible), which keep the promises of
         `cuts` and `filled` (see nn/slots.py); with a cache, whose `layer` this is, it also reads
         the slots written before. Only the slots that are `wanted` ask (None: all do).
-        Cross-attention reads `context` where `context_mask` is True. Queries and keys, not values,
-        are also made of the places of their slots.
+        Cross-attention reads `context` where `context_mask` is True; `rotary` turns no key of it.
+        Queries and keys, not values, are also made of the places of their slots.
         """
         heads = self.width // self.head_dim
         placed = x if place is None else x + place[None].astype(x.dtype)
@@ -137,10 +139,10 @@ class Attention(nn.Module):
             warmth = jnp.exp(jnp.minimum(warmth, math.log(100.0))).reshape(1, 1, -1, 1)
             q, k, scale = unit(q) * warmth.astype(q.dtype), unit(k), 1.0
         else:
-            q = Norm(self.qk_norm, self.qk_affine, name="q_norm")(q)
-            k = Norm(self.qk_norm, self.qk_affine, name="k_norm")(k)
-        if rotary is not None and context is None:
-            q, k = rotate(q, turn), rotate(k, rotary)
+            q = Norm(self.qk_norm, self.qk_affine, self.qk_eps, name="q_norm")(q)
+            k = Norm(self.qk_norm, self.qk_affine, self.qk_eps, name="k_norm")(k)
+        if rotary is not None:
+            q, k = rotate(q, turn), rotate(k, rotary) if context is None else k
         if context is not None:
             mask = None
             if context_mask is not None:

@@ -35,7 +35,8 @@ class TransformerConfig:
       activation: gelu | gelu_tanh | silu.
       norm: layer | rms, before attention and MLP; `norm_affine` learns its scale, `norm_bias` its
         bias; `post_norm` puts it after the residual sum, as BERT does.
-      qk_norm: none | layer | rms | l2 on queries and keys per head (see nn/attention.py).
+      qk_norm: none | layer | rms | l2 on queries and keys per head (see nn/attention.py);
+        `qk_affine` learns their scale, `qk_eps` is added to the variance.
       score_scale: of attention scores; 0 for 1/sqrt(head_dim).
       bias: of attention (`key_bias` False: not of its keys); mlp_bias: of the MLP.
       adaln: number of adaLN modulation sets computed from a condition [B, D], one per segment of
@@ -44,6 +45,7 @@ class TransformerConfig:
         adaLN-zero.
       adaln_shared: the condition is the modulation itself, [B, 1, 6 D], shared by all layers, to
         which a layer adds its own table.
+      residual_gates: what attention and MLP add is multiplied by learned vectors, zero at first.
       cross: add cross-attention to a context after self-attention.
       dropout: rate at the places that dropout_on names: weights (of attention), attention (its
         output), hidden (of the MLP), mlp (its output); drop_path: stochastic depth, linear over
@@ -65,6 +67,8 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     post_norm: bool = False
     qk_norm: str = "none"
+    qk_affine: bool = False
+    qk_eps: float = 1e-5
     score_scale: float = 0.0
     bias: bool = False
     key_bias: bool = True
@@ -72,6 +76,7 @@ class TransformerConfig:
     adaln: int = 0
     adaln_gain: tuple[float, ...] = (0.0, 0.0)
     adaln_shared: bool = False
+    residual_gates: bool = False
     cross: bool = False
     dropout: float = 0.0
     dropout_on: tuple[str, ...] = ("attention", "mlp")
@@ -166,16 +171,19 @@ class Block(nn.Module):
         index, rate = layer
         c = self.config
 
-        def residual(x, branch, gate):
+        def residual(x, branch, gate, learned=""):
+            if c.residual_gates and learned:
+                own = self.param(learned, INITS["zeros"], (c.width,))
+                branch = branch * own.astype(branch.dtype)[None, None]
             if c.drop_path > 0 and train:
                 branch = drop_path(branch, rate, self.make_rng("dropout"))
             return x + (branch if gate is None else gate * branch)
 
         def attention(name):
             return Attention(
-                c.width, c.head_dim, c.bias, c.key_bias, c.qk_norm, False, c.score_scale,
+                c.width, c.head_dim, c.bias, c.key_bias, c.qk_norm, c.qk_affine, c.score_scale,
                 c.dropout_at("attention"), c.dropout_at("weights"),
-                c.initializer, c.output_initializer, c.dtype, name=name,
+                c.initializer, c.output_initializer, c.dtype, c.qk_eps, name=name,
             )  # fmt: skip
 
         gates = shifts = scales = (None, None)
@@ -205,7 +213,7 @@ class Block(nn.Module):
         )  # fmt: skip
         x, *mods = (pick(v, wanted) for v in (x, *gates, shifts[1], scales[1]))
         gates, shifts, scales = mods[:2], mods[2:3] * 2, mods[3:] * 2
-        x = residual(x, h, gates[0])
+        x = residual(x, h, gates[0], "gate1")
         x = c.norm_layer("norm1")(x) if c.post_norm else x
         if c.cross:
             h = c.norm_layer("norm_cross")(x)
@@ -214,7 +222,7 @@ class Block(nn.Module):
                 context_place=places[1], train=train,
             )  # fmt: skip
             x = residual(x, h, None)
-        x = residual(x, Mlp(c, name="mlp")(normed("norm2", 1), train), gates[1])
+        x = residual(x, Mlp(c, name="mlp")(normed("norm2", 1), train), gates[1], "gate2")
         x = c.norm_layer("norm2")(x) if c.post_norm else x
         x = constrain(x, "batch", "sequence", None)
         if tapped is not None:

@@ -1,4 +1,5 @@
-"""What a reconstruction is judged by, beyond pixels: multi-scale differences and a discriminator.
+"""What a reconstruction is judged by, beyond pixels: multi-scale or perceptual differences,
+alignment of features, and a discriminator.
 
 Everything is per example ([B]); a training loss is their mean.
 """
@@ -9,6 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from nexttok.config import check
+from nexttok.nn.lpips import LPIPS
 
 LEVELS = 3
 
@@ -33,6 +37,25 @@ def pyramid(
         total += jnp.abs(band).mean((1, 2, 3))
         rest = coarse
     return total
+
+
+def check_perceptual(
+    checkpoint: str, weight: float, image_shape: tuple[int, ...], where: str
+) -> None:
+    """Raises ConfigError unless a checkpoint of LPIPS, if any, is read and fits the pictures."""
+    sides, channels = image_shape[-3:-1], image_shape[-1]
+    fits = not checkpoint or (weight > 0 and channels in (1, 3) and min(sides) >= 16)
+    check(fits, f"{where}.perceptual_checkpoint", checkpoint, "'' unless perceptual_weight is "
+          "above 0 and pictures have 1 or 3 channels and sides of at least 16")  # fmt: skip
+
+
+def perceptual(
+    weights: dict | None, x: Float[Array, "B H W C"], y: Float[Array, "B H W C"], dtype: str
+) -> Float[Array, "B"]:
+    """LPIPS of these weights, which stay; without any `pyramid`."""
+    if weights is None:
+        return pyramid(x, y)
+    return LPIPS(dtype).apply({"params": jax.lax.stop_gradient(weights)}, x, y)
 
 
 def alignment(

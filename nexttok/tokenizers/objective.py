@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 from nexttok.config import build, check
 from nexttok.nn import dino
 from nexttok.nn.discriminator import NORMS, PatchGAN
-from nexttok.nn.lpips import LPIPS
 from nexttok.rng import stream
 from nexttok.tokenizers import criteria
 
@@ -96,10 +95,9 @@ class Objective:
                 self._check(name, getattr(self, name) >= 1, "at least 1")
             fits = min(map(self.patches.logits_side, sides)) >= 1
             self._check("discriminator_layers", fits, "fewer, for pictures this small")
-        if self.perceptual_checkpoint:
-            fits = self.perceptual_weight > 0 and channels in (1, 3) and min(sides) >= 16
-            self._check("perceptual_checkpoint", fits, "'' unless perceptual_weight is above 0 and "
-                        "pictures have 1 or 3 channels and sides of at least 16")  # fmt: skip
+        criteria.check_perceptual(
+            self.perceptual_checkpoint, self.perceptual_weight, self.image_shape, self.where
+        )
 
     def _check(self, name, condition, allowed):
         check(condition, f"{self.where}.{name}", getattr(self, name), allowed)
@@ -139,12 +137,8 @@ class Objective:
         total = self.reconstruction_weight * error.reshape(len(x), -1).mean(-1)
         if not self.perceptual_weight:
             return total
-        x, recon = _pictures(x), _pictures(recon)
-        if self.perceptual_checkpoint:
-            frozen = {"params": jax.lax.stop_gradient(params["perceptual"])}
-            distance = LPIPS(self.dtype).apply(frozen, x, recon)
-        else:
-            distance = criteria.pyramid(x, recon)
+        weights = params["perceptual"] if self.perceptual_checkpoint else None
+        distance = criteria.perceptual(weights, _pictures(x), _pictures(recon), self.dtype)
         return total + self.perceptual_weight * distance.reshape(len(total), -1).mean(-1)
 
     def __call__(

@@ -270,3 +270,18 @@ def test_weights_of_codes_follow_the_duals():
     step = jnp.asarray([1e-3, 0.0, 0.0, -1e-3])
     change = float(run(weights + step) - run(weights - step)) / 2
     assert float((slope * step).sum()) == pytest.approx(change, rel=0.1)
+
+
+def test_weights_of_latents_are_those_of_their_losses():
+    model = make("vq_unit", entropy_weight=0.0)
+    params = model.init(jax.random.key(0))
+    z, weight = normal(1, 2, *GRID, 4), jnp.abs(normal(2, 2, *GRID))
+    weight = weight / weight.mean()
+    plain, even = (model.quantize(params, z, None, True, w) for w in (None, jnp.ones_like(weight)))
+    assert float(plain.loss) == pytest.approx(float(even.loss), rel=1e-6)
+    coded = model.quantize(params, z, None, True, weight)
+    np.testing.assert_array_equal(coded.ids, plain.ids)
+    error = np.square(np.asarray(vq.unit(z)) - np.asarray(plain.values)).mean(-1)
+    expected = (np.asarray(weight) * error).mean()
+    assert float(coded.metrics["codebook"]) == pytest.approx(expected, rel=1e-5)
+    assert float(coded.metrics["commitment"]) == pytest.approx(0.25 * expected, rel=1e-5)

@@ -103,6 +103,50 @@ def test_apg_matches_its_definition():
         np.testing.assert_allclose(got[i], expected, rtol=1e-4, atol=1e-5)
 
 
+def multistep(velocity, x, times, stop=None):
+    run = jax.jit(lambda x, stop: flow.solve_multistep(velocity, x, times, stop))
+    return run(x, jnp.full(len(x), len(times) - 1) if stop is None else stop)
+
+
+def test_adams_bashforth_is_of_order_two():
+    x = jnp.asarray([[1.0], [2.0]])
+    exact = np.exp(-1.0) * np.asarray(x)
+
+    def error(steps):
+        made = multistep(lambda x, s, i: x, x, np.linspace(1.0, 0.0, steps + 1))
+        return np.abs(np.asarray(made) - exact).max()
+
+    assert np.log2(error(16) / error(32)) == pytest.approx(2, abs=0.2)
+
+
+def test_on_straight_paths_every_stop_is_the_data():
+    x, noise = jnp.full((3, 2), 2.0), jnp.full((3, 2), -1.0)
+    times = flow.shift_times(np.linspace(1.0, 0.0, 6), 2.0)
+    out = multistep(lambda _, s, i: noise - x, noise, times, jnp.asarray([1, 3, 5]))
+    np.testing.assert_allclose(out, x, atol=1e-5)
+    euler = flow.solve(lambda _, s: noise - x, noise, 5)
+    np.testing.assert_allclose(out, euler, atol=1e-5)
+
+
+def test_a_stop_goes_straight_to_the_data_with_the_slope_of_its_step():
+    times = np.asarray([1.0, 0.8, 0.5, 0.0])
+    rates = jnp.asarray([1.0, 3.0, -2.0])  # dx/ds of each step, by its number
+    x = jnp.zeros((3, 1))
+    out = multistep(lambda x, s, i: jnp.full_like(x, rates[i]), x, times, jnp.asarray([1, 2, 3]))
+    slopes = [1.0, 1.5 * 3.0 - 0.5, 1.5 * -2.0 - 1.5]
+    first, second = -0.2 * slopes[0], -0.2 * slopes[0] - 0.3 * slopes[1]
+    expected = [-slopes[0], first - 0.8 * slopes[1], second - 0.5 * slopes[2]]
+    np.testing.assert_allclose(out[:, 0], expected, rtol=1e-5)
+
+
+def test_shifted_times_keep_their_ends():
+    s = np.linspace(0.0, 1.0, 9)
+    moved = flow.shift_times(s, 2.0)
+    np.testing.assert_allclose(moved[[0, 8]], [0.0, 1.0])
+    np.testing.assert_allclose(1 - moved, (1 - s) / (1 - s + 2 * s))  # of the data's share
+    np.testing.assert_allclose(flow.shift_times(s, 1.0), s)
+
+
 def test_bad_names_are_refused():
     x = jnp.ones((1, 1))
     with pytest.raises(ConfigError, match=r"tokenizer\.solver = 'rk4'"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nexttok.config import ConfigError
-from nexttok.nn.attention import attend
+from nexttok.nn.attention import Attention, attend
 from nexttok.nn.cache import empty_cache, enter, leave
 from nexttok.nn.norms import Norm
 from nexttok.nn.positions import (
@@ -271,3 +271,29 @@ def test_time_features():
 def test_norm_names_are_checked():
     with pytest.raises(ConfigError, match="norm = 'batch'"):
         Norm("batch").init(jax.random.key(0), X)
+
+
+def test_gated_branches_add_nothing_at_first():
+    gated = dataclasses.replace(BASE, residual_gates=True, qk_norm="layer", qk_affine=True)
+    model = Transformer(gated)
+    fresh = jax.jit(model.init)(jax.random.key(0), X)
+    apply = jax.jit(lambda v: model.apply(v, X)[0])
+    np.testing.assert_array_equal(apply(fresh), X)
+    blocks = fresh["params"]["blocks"]
+    assert blocks["attn"]["q_norm"]["scale"].shape == (3, 8)
+    ones = blocks | {gate: jnp.ones_like(blocks[gate]) for gate in ("gate1", "gate2")}
+    plain = Transformer(dataclasses.replace(gated, residual_gates=False))
+    bare = {k: v for k, v in blocks.items() if k not in ("gate1", "gate2")}
+    expected = plain.apply({"params": {"blocks": bare}}, X)[0]
+    np.testing.assert_allclose(apply({"params": {"blocks": ones}}), expected, atol=1e-5)
+
+
+def test_cross_attention_turns_queries_alone():
+    attention, table = Attention(16, 8), rope_table(grid_positions((6,)), 8)
+    context = jax.random.normal(jax.random.key(3), (2, 4, 16))
+    params = attention.init(jax.random.key(0), X, context=context)
+    run = lambda rotary: attention.apply(params, X, rotary=jnp.asarray(rotary), context=context)[0]
+    turned, still = run(table), attention.apply(params, X, context=context)[0]
+    np.testing.assert_allclose(turned[:, 0], still[:, 0], atol=1e-6)  # place 0 is not turned
+    assert float(jnp.abs(turned[:, 1:] - still[:, 1:]).min()) > 0
+    np.testing.assert_allclose(run(np.zeros_like(table) + table[:1]), still, atol=1e-6)
