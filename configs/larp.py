@@ -4,7 +4,7 @@
     python -m nexttok.main --config=configs/larp.py --workdir=runs/larp
 
 Variants (`--config=configs/larp.py:<variant>`):
-  shapes       (default) 8 frames of 16 x 16 moving shapes as 64 codes of 512 in no grid.
+  shapes       (default) 8 frames of 16 x 16 moving shapes as 32 codes of 512 in no grid.
   tiny         seconds: the whole path.
   k600_l_long  the released LARP-L-long: 16 frames of 128 x 128 as 1,024 codes of 8,192, of class
                folders of animated pictures (--config.data.source=folder:<path>); trained by its
@@ -13,9 +13,11 @@ Variants (`--config=configs/larp.py:<variant>`):
     python -m nexttok.interop --system=larp --checkpoint=model.safetensors --out=runs/larp_l
 
 Training draws codes and a small transformer learns to foretell them, which orders them; tokens are
-the nearest codes. The adversary here is a PatchGAN of frames with hinge losses, trained at every
-step; the paper's is a transformer over the clip with noisily smoothed targets, trained at every
-fifth.
+the nearest codes. The adversary of the released size is here a PatchGAN of frames with hinge
+losses, trained at every step; the paper's is a transformer over the clip with noisily smoothed
+targets, trained at every fifth. Nor are clips mirrored in training. The paper's generator is
+another, larger transformer, which is not among its variants; --config.stages=tokenizer,generator
+adds the small one of the other tokenizers.
 """
 
 from configs import common, tokenizers
@@ -31,7 +33,7 @@ def get_config(variant="shapes"):
     tokenizers.shapes(config)
     config.data.resolution = 16
     config.tokenizer = tokenizer(
-        network((2, 4, 4), 128, 4, 64), prior(64, 64, 2, ramp=180, channels=8, size=512),
+        network((4, 4, 4), 128, 4, 32), prior(32, 64, 2, ramp=180, channels=8, size=512),
         reconstruction="l2", reconstruction_weight=4.0,
     )  # fmt: skip
     if variant == "tiny":
@@ -72,12 +74,12 @@ def tokenizer(network, bottleneck, **losses):
 def kinetics(config):
     """The released sizes and optimizer; pixels lie in [-1, 1], so half the paper's L1 is 0.5."""
     common.imagenet(config, 128)
-    config.data.update(source="folder:kinetics600", frames=16, num_classes=600)
+    config.data.update(source="folder:kinetics600", frames=16, num_classes=600, augment="none")
     config.tokenizer = tokenizer(
         network((4, 8, 8), 768, 12, 1024, head_dim=64, remat=True),
         prior(1024, 384, 12, ramp=141_000, head_dim=64, channels=16, size=8192),
         reconstruction="l1", reconstruction_weight=0.5, perceptual_weight=1.0,
-        adversarial_weight=0.3, lecam_weight=0.001,
+        adversarial_weight=0.3, lecam_weight=1e-6,  # the authors' loss takes their 0.001 twice
     )  # fmt: skip
     config.train.tokenizer.update(
         steps=470_000, batch_size=128, optimizer="adam", learning_rate=1e-4,

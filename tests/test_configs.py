@@ -68,6 +68,8 @@ GENERATORS = {
     ("xar", "imagenet256_l"): 608,
     ("xar", "imagenet256_h"): 1150,  # stated as 1.1 B
 }
+# Millions of parameters of released tokenizers, without their priors.
+TOKENIZERS = {("larp", "k600_l_long"): 173}
 # Millions of parameters of NBP's layers alone; the paper says 700 M, 1.2 B and 3 B.
 NBP = {"base": 680, "xl": 1209, "3b": 3625}
 
@@ -82,6 +84,9 @@ def test_every_variant_resolves_at_full_size(spec):
     if (name, variant) in GENERATORS:
         total = counts["generator/backbone"] + counts["generator/head"]
         assert total / 1e6 == pytest.approx(GENERATORS[name, variant], rel=0.035)
+    if (name, variant) in TOKENIZERS:
+        total = counts["tokenizer/encoder"] + counts["tokenizer/decoder"]
+        assert total / 1e6 == pytest.approx(TOKENIZERS[name, variant], rel=0.01)
     if name == "nbp" and variant.split("_")[-1] in NBP:
         layers = stages.abstract_params(exp, "generator")["backbone"]["trunk"]
         total = sum(math.prod(x.shape) for x in jax.tree.leaves(layers))

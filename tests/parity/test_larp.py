@@ -1,13 +1,14 @@
 """LARP's tokenizer and its prior against their official code, from a file of its released names.
 
-Fixture: hywang66/LARP models/{larp_tokenizer,bottleneck,gptc}.py made smaller: width 48, two layers
-of two heads on each side, 12 latent tokens of 16 channels, 64 codes, clips of 8 x 16 x 16 in patches
-of 4 x 8 x 8, a prior of width 32 with two layers of two heads; timm's norms with eps = 1e-5, their
-default at the time of the release. Every parameter was overwritten by `official.seeded` times its
-gain; tables of positions are the official ones. Two clips of bytes, the encoder's latents, codes
-(deterministic), pixels in [0, 1], codebook, commitment and total quantizer loss; and of the prior
-in evaluation mode, at 90 of 500 steps, which codes its second round reads, the logits of both
-rounds, their loss, and its gradient with respect to the layer before the codes and the positions.
+Fixture: hywang66/LARP models/{larp_tokenizer,bottleneck,gptc}.py made smaller: width 48, two
+layers of two heads on each side, 12 latent tokens of 16 channels, 64 codes, clips of 8 x 16 x 16 in
+patches of 4 x 8 x 8, a prior of width 32 with two layers of two heads; timm's norms with eps =
+1e-5, their default at the time of the release. Every parameter was overwritten by `official.seeded`
+times its gain; tables of positions are the official ones. Two clips of bytes, the encoder's
+latents, codes (deterministic), pixels in [0, 1], codebook, commitment and total quantizer loss; and
+of the prior in evaluation mode, at 90 of 500 steps, which codes its second round reads, the logits
+of both rounds, their loss, and its gradient with respect to the layer before the codes and the
+positions.
 """
 
 import functools
