@@ -171,8 +171,9 @@ def transformer(patch, width, depth, **changes):
     """Sizes of a plain vision transformer."""
     keys = dict(
         name="vit", patch=patch, width=width, depth=depth, head_dim=32, mlp_hidden=4 * width,
-        gated=False, activation="gelu_tanh", bias=False, norm_affine=False, positions="sincos",
-        registers=0, visible="all", class_token=False, pre_norm=False, scrambled=False, remat=False,
+        gated=False, activation="gelu_tanh", bias=False, qkv_bias=True, norm_affine=False,
+        final_norm=True, zero_output=False, positions="sincos", registers=0, visible="all",
+        class_token=False, pre_norm=False, scrambled=False, remat=False,
     )  # fmt: skip
     return keys | changes
 

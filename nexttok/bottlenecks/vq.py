@@ -16,7 +16,7 @@ from nexttok.bottlenecks.search import nearest
 from nexttok.config import build
 
 GRADIENTS, UPDATES = ("straight", "rotation"), ("gradient", "ema")
-REVIVALS, INITS = ("none", "random", "anchor"), ("uniform", "normal", "kmeans")
+REVIVALS, INITS = ("none", "random", "anchor"), ("uniform", "normal", "kaiming", "kmeans")
 ENTROPY_ROWS = 1024  # latents whose soft assignments are held at a time
 
 
@@ -157,7 +157,8 @@ class VQ(Codes):
       update: of the codes: gradient | ema (upkeep.averaged), with `decay`.
       revive: what becomes of codes without use: none | random: below `revive_below` uses a batch,
         averaged with `decay`, they are drawn from the batch | anchor (upkeep.anchored).
-      init: uniform | normal | kmeans (of the first batch's latents).
+      init_codes: uniform | normal | kaiming (uniform, of variance 2 / channels) | kmeans (of the
+        first batch's latents).
       temperature: codes are drawn in training (`drawn`); 0 takes the nearest.
     """
 
@@ -195,6 +196,9 @@ class VQ(Codes):
         """Parameters; see the class."""
         if self.init_codes == "normal":
             params = {"embedding": jax.random.normal(key, (self.size, self.channels))}
+        elif self.init_codes == "kaiming":
+            rows = jax.random.uniform(key, (self.size, self.channels), minval=-1.0)
+            params = {"embedding": (6 / self.channels) ** 0.5 * rows}
         else:
             params = {"embedding": init_codebook(key, self.size, self.channels)}
         if self.update == "ema":

@@ -66,7 +66,8 @@ class Attention(nn.Module):
 
     Attributes:
       width, head_dim: heads = width / head_dim.
-      bias: biases of the four projections; `key_bias` False leaves the keys without one.
+      bias: biases of the four projections; `key_bias` False leaves the keys without one, `qkv_bias`
+        False all but the output projection.
       qk_norm: none | layer | rms | l2, per head; `qk_affine` learns its scale, `qk_eps` is added to
         the variance. With l2 the scores are cosines times a learned temperature per head, at most
         100 (VAR).
@@ -79,6 +80,7 @@ class Attention(nn.Module):
     head_dim: int
     bias: bool = False
     key_bias: bool = True
+    qkv_bias: bool = True
     qk_norm: str = "none"
     qk_affine: bool = False
     scale: float = 0.0
@@ -131,9 +133,10 @@ class Attention(nn.Module):
             y = Linear(self.width, bias, self.init, self.dtype, name=name)(inputs)
             return y.reshape(*y.shape[:-1], heads, self.head_dim)
 
-        q = project("wq", asking, self.bias)
-        k = project("wk", marked, self.bias and self.key_bias)
-        v = project("wv", source, self.bias)
+        bias = self.bias and self.qkv_bias
+        q = project("wq", asking, bias)
+        k = project("wk", marked, bias and self.key_bias)
+        v = project("wv", source, bias)
         if self.qk_norm == "l2":
             warmth = self.param("scale", nn.initializers.constant(math.log(4.0)), (heads,))
             warmth = jnp.exp(jnp.minimum(warmth, math.log(100.0))).reshape(1, 1, -1, 1)

@@ -41,6 +41,13 @@ def sincos_table(grid: tuple[int, ...], width: int, base: float = 1e4) -> Float[
     return table.reshape(-1, width).astype(np.float32)
 
 
+def clip_table(grid: tuple[int, int, int], width: int) -> Float[np.ndarray, "N D"]:
+    """Fixed positions of patches of videos [T, H, W]: the table of frames plus that of rows and
+    columns, both of full width (LARP: Wang et al., 2024)."""
+    frames, places = sincos_table(grid[:1], width), sincos_table(grid[1:], width)
+    return (frames[:, None] + places[None]).reshape(-1, width)
+
+
 def rope_angles(
     positions: Real[np.ndarray, "N axes"],
     head_dim: int,

@@ -38,7 +38,8 @@ class TransformerConfig:
       qk_norm: none | layer | rms | l2 on queries and keys per head (see nn/attention.py);
         `qk_affine` learns their scale, `qk_eps` is added to the variance.
       score_scale: of attention scores; 0 for 1/sqrt(head_dim).
-      bias: of attention (`key_bias` False: not of its keys); mlp_bias: of the MLP.
+      bias: of attention (`key_bias` False: not of its keys; `qkv_bias` False: of its output alone);
+        mlp_bias: of the MLP.
       adaln: number of adaLN modulation sets computed from a condition [B, D], one per segment of
         the sequence; 1 with a condition per segment [B, G, D]; 0 for none.
       adaln_gain: what the initializer of (gates, shifts and scales) is multiplied by; zeros for
@@ -72,6 +73,7 @@ class TransformerConfig:
     score_scale: float = 0.0
     bias: bool = False
     key_bias: bool = True
+    qkv_bias: bool = True
     mlp_bias: bool = False
     adaln: int = 0
     adaln_gain: tuple[float, ...] = (0.0, 0.0)
@@ -181,8 +183,8 @@ class Block(nn.Module):
 
         def attention(name):
             return Attention(
-                c.width, c.head_dim, c.bias, c.key_bias, c.qk_norm, c.qk_affine, c.score_scale,
-                c.dropout_at("attention"), c.dropout_at("weights"),
+                c.width, c.head_dim, c.bias, c.key_bias, c.qkv_bias, c.qk_norm, c.qk_affine,
+                c.score_scale, c.dropout_at("attention"), c.dropout_at("weights"),
                 c.initializer, c.output_initializer, c.dtype, c.qk_eps, name=name,
             )  # fmt: skip
 

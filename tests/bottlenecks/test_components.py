@@ -42,6 +42,9 @@ SECTIONS = {
                     commitment_weight=0.01),
     "transport": dict(name="transport", channels=4, size=16, weight=1e-3, even_weight=1.0,
                       eps=0.05, rounds=20),
+    "prior": dict(name="prior", codes=CODES | dict(temperature=0.03, init_codes="kaiming"),
+                  length=6, width=8, depth=1, head_dim=4, dropout=0.1, weight=0.06, rounds=2,
+                  replaced=0.5, ramp=4),
 }  # fmt: skip
 
 
@@ -123,7 +126,7 @@ def test_training_gives_finite_losses_gradients_and_fitting_moves(name):
     for key, change in coded.moves.items():
         assert change.shape == params[key].shape
         assert bool(jnp.isfinite(change).all())
-    needs = any(word in name for word in ("ema", "kmeans", "anchor", "random"))
+    needs = any(word in name for word in ("ema", "kmeans", "anchor", "random", "prior"))
     assert bool(coded.moves) == needs
 
 

@@ -10,6 +10,7 @@ import pytest
 from nexttok import experiment, importing
 from nexttok.main import load_config, variants_of
 from nexttok.nn.flextok import patch_positions
+from nexttok.nn.networks.vit import fixed_positions
 from tests.parity import released
 from tests.test_configs import ROOT
 
@@ -17,6 +18,7 @@ FILES = {
     "llamagen_vq": ("llamagen", "randar", "arpg"),
     "var_vqvae": ("var",),
     "mar_kl": ("mar", "xar"),
+    "larp": ("larp",),
     "flextok": ("flextok",),
     "flextok_vae": ("flextok",),
 }
@@ -32,6 +34,12 @@ def paper_scale(name):
 
 def entries(system, variant, exp):
     """What the release holds."""
+    if system == "larp":
+        places = functools.partial(fixed_positions, "sincos_sum", width=768)
+        grids = dict(encoder_patch_pe=(4, 16, 16), decoder_patch_query_embed=(4, 16, 16),
+                     decoder_latent_pe=(1024,))  # fmt: skip
+        tables = {name: places(grid=grid)[None] for name, grid in grids.items()}
+        return released.blank(released.larp()) | tables
     if not system.startswith("flextok"):
         shapes = {
             "llamagen_vq": released.llamagen_vq,

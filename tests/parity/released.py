@@ -174,6 +174,36 @@ def flextok(encoder: int, decoder: int) -> Shapes:
     return found | {f"vae.vae.{name}": shape for name, shape in FLEXTOK_VAE.shapes().items()}
 
 
+def larp(
+    w: int = 768, depth: int = 12, tokens: int = 1024, channels: int = 16, codes: int = 8192,
+    prior: tuple[int, int] = (384, 12),
+) -> Shapes:  # fmt: skip
+    """hywang66/LARP-L-long-tokenizer, without its three fixed position tables."""
+    found = {
+        "encoder_latent_query_embed": (tokens, w),
+        "decoder_patch_query_token_type_embed": (1, 1, w),
+        "bottleneck.regularizer.embedding.weight": (codes, channels),
+    }
+    found |= _layer("x_embedder.proj", w, 3, 4, 8, 8) | _layer("bottleneck.in_linear", channels, w)
+    found |= _layer("bottleneck.out_linear", w, channels) | _layer("final_layer.norm_final", w)
+    found |= _layer("final_layer.linear", 3 * 4 * 8 * 8, w)
+    for i in range(depth):
+        for root in (f"encoder.blocks.{i}", f"decoder.blocks.{i}"):
+            found |= _layer(f"{root}.norm1", w) | _layer(f"{root}.norm2", w)
+            found |= {f"{root}.attn.qkv.weight": (3 * w, w)} | _layer(f"{root}.attn.proj", w, w)
+            found |= _layer(f"{root}.mlp.fc1", 4 * w, w) | _layer(f"{root}.mlp.fc2", w, 4 * w)
+    (w, depth), root = prior, "prior_model"
+    found |= {f"{root}.pos_emb": (1, tokens, w)} | _layer(f"{root}.input_proj", w, channels)
+    found |= _layer(f"{root}.ln_f", w) | _layer(f"{root}.head", channels, w)
+    for i in range(depth):
+        own = f"{root}.blocks.{i}"
+        found |= _layer(f"{own}.ln1", w) | _layer(f"{own}.ln2", w)
+        for part in ("key", "query", "value", "proj"):
+            found |= _layer(f"{own}.attn.{part}", w, w)
+        found |= _layer(f"{own}.mlp.0", 4 * w, w) | _layer(f"{own}.mlp.2", w, 4 * w)
+    return found
+
+
 def _blocks(root, w, depth, adaln):
     hidden, found = int(4 * w * 2 / 3), {}
     for i in range(depth):

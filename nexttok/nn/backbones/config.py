@@ -164,4 +164,5 @@ class BackboneConfig:
 
 OWN = (
     "depth", "adaln", "dtype", "cross", "score_scale", "qk_affine", "qk_eps", "residual_gates",
+    "qkv_bias",
 )  # fmt: skip

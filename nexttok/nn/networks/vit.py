@@ -19,10 +19,10 @@ from nexttok.config import build, check
 from nexttok.nn.linear import INITS, Linear
 from nexttok.nn.networks import divided
 from nexttok.nn.patches import patchify, unpatchify
-from nexttok.nn.positions import sincos_table
+from nexttok.nn.positions import clip_table, sincos_table
 from nexttok.nn.transformer import ACTIVATIONS, Transformer, TransformerConfig
 
-POSITIONS, VISIBLE = ("learned", "sincos"), ("all", "causal")
+POSITIONS, VISIBLE = ("learned", "sincos", "sincos_sum"), ("all", "causal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,12 @@ class ViTSizes:
     Attributes:
       patch: (rows, columns) or (frames, rows, columns) of a patch.
       width, depth, head_dim, mlp_hidden, gated, activation, bias, norm_affine: see
-        nn/transformer.py; biases are those of attention and MLP.
-      positions: of patches and of a decoder's latents, learned | sincos.
+        nn/transformer.py; biases are those of attention (`qkv_bias` False: of its output alone) and
+        MLP.
+      final_norm: normalize after the last block.
+      zero_output: a decoder's last layer starts at zero.
+      positions: of patches and of a decoder's latents, learned | sincos | sincos_sum (of videos:
+        clip_table of nn/positions.py for patches).
       registers: number of latents K; 0 for one per patch.
       visible: what registers see: all, or causal: patches and the registers before (patches then
         see patches alone), so that latents do not depend on later ones.
@@ -51,7 +55,10 @@ class ViTSizes:
     gated: bool
     activation: str
     bias: bool
+    qkv_bias: bool
     norm_affine: bool
+    final_norm: bool
+    zero_output: bool
     positions: str
     registers: int
     visible: str
@@ -77,8 +84,12 @@ class ViTSizes:
         for name, allowed in one_of.items():
             value = getattr(self, name)
             check(value in allowed, f"{self.where}.{name}", value, " | ".join(allowed))
-        axes = 2 * len(self.patch)
-        fits = self.positions != "sincos" or self.width % axes == 0
+        check(self.bias or self.qkv_bias, f"{self.where}.qkv_bias", self.qkv_bias,
+              "True, without bias")  # fmt: skip
+        fits = self.positions != "sincos_sum" or len(self.patch) == 3
+        check(fits, f"{self.where}.positions", self.positions, "learned | sincos, of pictures")
+        axes = 4 if self.positions == "sincos_sum" else 2 * len(self.patch)
+        fits = self.positions == "learned" or self.width % axes == 0
         check(fits, f"{self.where}.width", self.width, f"a multiple of {axes} for sincos positions")
         fits = self.visible == "all" or self.registers > 0
         check(fits, f"{self.where}.visible", self.visible, "all, without registers")
@@ -91,7 +102,8 @@ class ViTSizes:
         return TransformerConfig(
             width=self.width, depth=self.depth, head_dim=self.head_dim, gated=self.gated,
             mlp_hidden=self.mlp_hidden, activation=self.activation, bias=self.bias,
-            mlp_bias=self.bias, norm_affine=self.norm_affine, remat=self.remat, dtype=self.dtype,
+            qkv_bias=self.qkv_bias, mlp_bias=self.bias, norm_affine=self.norm_affine,
+            remat=self.remat, dtype=self.dtype,
         )  # fmt: skip
 
     def patches(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,10 +131,16 @@ class ViTSizes:
         return jnp.asarray(np.concatenate([first, 1 + np.arange(self.registers)]), jnp.int32)
 
 
+def fixed_positions(kind: str, grid: tuple[int, ...], width: int) -> Float[np.ndarray, "N D"]:
+    """The table of a grid, of positions that are not learned."""
+    table = clip_table if kind == "sincos_sum" and len(grid) == 3 else sincos_table
+    return table(grid, width)
+
+
 def placed(module: nn.Module, name: str, sizes: ViTSizes, grid: tuple[int, ...]) -> Array:
     """Positions [1, N, D] of a grid: a parameter of the module, or a table."""
-    if sizes.positions == "sincos":
-        return jnp.asarray(sincos_table(grid, sizes.width))[None]
+    if sizes.positions != "learned":
+        return jnp.asarray(fixed_positions(sizes.positions, grid, sizes.width))[None]
     shape = (int(np.prod(grid)), sizes.width)
     return module.param(name, INITS["normal02"], shape)[None]
 
@@ -155,7 +173,7 @@ class Encoder(nn.Module):
         h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
         h, _, _ = Transformer(s.trunk, name="trunk")(h, steps=s.steps(others))
         kept = h[:, others:] if s.registers else h[:, int(s.class_token) :]
-        kept = s.trunk.norm_layer("norm_out")(kept)
+        kept = s.trunk.norm_layer("norm_out")(kept) if s.final_norm else kept
         if s.scrambled:
             kept = kept.reshape(len(kept), s.width, s.registers).transpose(0, 2, 1)
         z = Linear(self.channels, name="to_latents")(kept)
@@ -171,9 +189,11 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "B *g c"]) -> Float[Array, "B *s C"]:
-        h = self.features(z)
-        pixels = Linear(self.channels * int(np.prod(self.sizes.patch)), name="to_patches")(h)
-        return unpatchify(pixels, self.grid, self.sizes.patch)
+        s, h = self.sizes, self.features(z)
+        init = "zeros" if s.zero_output else "xavier"
+        count = self.channels * int(np.prod(s.patch))
+        pixels = Linear(count, init=init, name="to_patches")(h)
+        return unpatchify(pixels, self.grid, s.patch)
 
     def features(self, z: Float[Array, "B *g c"]) -> Float[Array, "B N D"]:
         """One vector per patch."""
@@ -188,7 +208,8 @@ class Decoder(nn.Module):
         h = jnp.concatenate([h, latents], axis=1) if s.registers else h
         h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
         h, _, _ = Transformer(s.trunk, name="trunk")(h)
-        return s.trunk.norm_layer("norm_out")(h[:, int(s.class_token) :][:, :count])
+        h = h[:, int(s.class_token) :][:, :count]
+        return s.trunk.norm_layer("norm_out")(h) if s.final_norm else h
 
 
 def make(section, dtype: str, where: str) -> ViTSizes:

@@ -88,12 +88,49 @@ def test_causal_registers_do_not_see_later_ones():
     assert own.grid(x.shape[1:]) == (4,)
 
 
+def test_registers_that_change_places_take_their_latents_along():
+    _, encoder, _, params, _, x = networks("picture", registers=3)
+    turned = params | {"registers": params["registers"][::-1]}
+    z = encoder.apply({"params": turned}, x)
+    np.testing.assert_allclose(z, encoder.apply({"params": params}, x)[:, ::-1], atol=1e-5)
+
+
+def test_places_of_clips_are_a_table_of_frames_plus_one_of_rows_and_columns():
+    places = vit.fixed_positions("sincos_sum", (3, 2, 5), 24).reshape(3, 2, 5, 24)
+    t, r, c = 2, 1, 3
+    omega = 1e4 ** (-np.arange(12) / 12)
+    frame = np.concatenate([np.sin(t * omega), np.cos(t * omega)])
+    omega = 1e4 ** (-np.arange(6) / 6)
+    place = np.concatenate([f(at * omega) for at in (c, r) for f in (np.sin, np.cos)])
+    np.testing.assert_allclose(places[t, r, c], frame + place, atol=1e-5)
+    row = vit.fixed_positions("sincos_sum", (4,), 24)
+    np.testing.assert_array_equal(row, vit.fixed_positions("sincos", (4,), 24))
+
+
+def test_biases_norms_and_last_layers_that_are_left_out():
+    changes = dict(bias=True, qkv_bias=False, final_norm=False, zero_output=True, norm_affine=True)
+    own = sizes((2, 4, 4), registers=3, positions="sincos_sum", **changes)
+    shape = SHAPES["video"][0]
+    x = jnp.ones((1, *shape))
+    params = own.encoder(shape, 5).init(jax.random.key(0), x)["params"]
+    block = params["trunk"]["blocks"]
+    has = {name: "bias" in layer for name, layer in block["attn"].items()}
+    assert has == dict(wq=False, wk=False, wv=False, proj=True)
+    assert "bias" in block["mlp"]["fc1"]
+    assert "norm_out" not in params
+    video, more = own.decoder(shape).init_with_output(jax.random.key(1), jnp.ones((1, 3, 5)))
+    assert "norm_out" not in more["params"]
+    assert float(jnp.abs(video).max()) == 0.0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(patch=(4,)), r"tokenizer\.encoder\.patch = \(4,\)"),
         (dict(head_dim=7), r"head_dim = 7: expected a divisor of the width 24"),
-        (dict(positions="rope"), r"positions = 'rope': expected learned \| sincos"),
+        (dict(positions="rope"), r"positions = 'rope': expected learned \| sincos \| sincos_sum"),
+        (dict(positions="sincos_sum"), r"positions = 'sincos_sum': expected learned \| sincos, of"),
+        (dict(qkv_bias=False), r"qkv_bias = False: expected True, without bias"),
         (dict(visible="causal"), r"visible = 'causal': expected all, without registers"),
         (dict(patch=(4, 4, 4, 4)), r"patch"),
         (dict(activation="relu"), r"activation = 'relu'"),
