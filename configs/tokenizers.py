@@ -167,7 +167,8 @@ def transformer(patch, width, depth, **changes):
     keys = dict(
         name="vit", patch=patch, width=width, depth=depth, head_dim=32, mlp_hidden=4 * width,
         gated=False, activation="gelu_tanh", bias=False, norm_affine=False, positions="sincos",
-        registers=0, visible="all", class_token=False, pre_norm=False, scrambled=False, remat=False,
+        registers=0, visible="all", group=1, class_token=False, pre_norm=False, scrambled=False,
+        remat=False,
     )  # fmt: skip
     return keys | changes
 

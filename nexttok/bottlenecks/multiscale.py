@@ -110,7 +110,9 @@ SHRINK = {"area": area, "spectral": spectral}
 ENLARGE = {"area": bicubic, "spectral": spectral}
 
 
-def resample(x: Float[Array, "B h w C"], matrix: Float[np.ndarray, "o i"]) -> Array:
+def resample(
+    x: Float[Array, "B h w C"], matrix: Float[np.ndarray, "o i"] | Float[Array, "o i"]
+) -> Array:
     """A square map resized by one matrix along both axes, in full float32."""
     m = jnp.asarray(matrix)
     rows = jnp.einsum("pi,bijc->bpjc", m, x, precision="highest")

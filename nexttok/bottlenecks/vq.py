@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.bottlenecks import upkeep
 from nexttok.bottlenecks.contract import Coded, Codes
-from nexttok.bottlenecks.search import nearest
+from nexttok.bottlenecks.search import among_nearest, nearest
 from nexttok.config import build
 
 GRADIENTS, UPDATES = ("straight", "rotation"), ("gradient", "ema")
@@ -67,6 +67,7 @@ def quantize(
     beta: float = 0.25,
     gradient: str = "straight",
     ids: Int[Array, "*n"] | None = None,
+    weight: Float[Array, "*n"] | None = None,
 ) -> tuple[Float[Array, "*n C"], Int[Array, "*n"], dict]:
     """Nearest codebook row with a straight-through gradient.
 
@@ -77,6 +78,7 @@ def quantize(
       beta: weight of the commitment loss; the codebook loss has weight 1.
       gradient: that of the encoder: straight | rotation (`rotated`).
       ids: chosen codes; None for the nearest.
+      weight: of each latent in the means; None for all alike.
 
     Returns:
       z_q, ids int32, {"codebook": mean|sg z - e|^2, "commitment": beta mean|z - sg e|^2}; means
@@ -91,11 +93,18 @@ def quantize(
     code = jnp.take(rows, ids, axis=0)
     stop = jax.lax.stop_gradient
     aux = {
-        "codebook": jnp.square(stop(z) - code).mean(),
-        "commitment": beta * jnp.square(z - stop(code)).mean(),
+        "codebook": _mean(jnp.square(stop(z) - code), weight),
+        "commitment": beta * _mean(jnp.square(z - stop(code)), weight),
     }
     values = rotated(z, code) if gradient == "rotation" else z + stop(code - z)
     return values, ids, aux
+
+
+def _mean(x, weight):
+    """Over every element; 0 where no latent has weight."""
+    if weight is None:
+        return x.mean()
+    return (weight * x.mean(-1)).sum() / jnp.maximum(weight.sum(), 1e-12)
 
 
 def entropy(
@@ -206,8 +215,26 @@ class VQ(Codes):
         """See the function."""
         return ids_to_values(ids, params["embedding"], self.normalize)
 
-    def quantize(self, params: dict, z: Array, rng: Array | None, train: bool = True) -> Coded:
-        """See the functions. Training draws from rng under `temperature`, `random` and kmeans."""
+    def disturbed(
+        self, params: dict, z: Float[Array, "*n c"], key: Array, count: int
+    ) -> Int[Array, "*n"]:
+        """Ids drawn uniformly from the `count` codes nearest to each latent."""
+        ends = z.astype(jnp.float32).reshape(-1, self.channels), params["embedding"]
+        ends = map(unit, ends) if self.normalize else ends
+        return among_nearest(key, *ends, count).reshape(z.shape[:-1])
+
+    def quantize(
+        self,
+        params: dict,
+        z: Array,
+        rng: Array | None,
+        train: bool = True,
+        weight: Float[Array, "*n"] | None = None,
+    ) -> Coded:
+        """See the functions. Training draws from rng under `temperature`, `random` and kmeans.
+
+        `weight` is that of each latent in the codebook and commitment losses.
+        """
         z = z.astype(jnp.float32)
         flat, rows = jax.lax.stop_gradient(z.reshape(-1, z.shape[-1])), params["embedding"]
         if train and self.init_codes == "kmeans":
@@ -217,7 +244,9 @@ class VQ(Codes):
             key = jax.random.fold_in(rng, 0)
             ids = drawn(key, unit(flat), unit(jax.lax.stop_gradient(rows)), self.temperature)
             ids = ids.reshape(z.shape[:-1])
-        values, ids, losses = quantize(z, rows, self.normalize, self.beta, self.gradient, ids)
+        values, ids, losses = quantize(
+            z, rows, self.normalize, self.beta, self.gradient, ids, weight
+        )
         losses["codebook"] = self.beta_codebook * losses["codebook"]
         if self.update == "ema":
             del losses["codebook"]

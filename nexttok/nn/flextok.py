@@ -155,14 +155,23 @@ class FlowDecoder(nn.Module):
 
 class Projector(nn.Module):
     """Layer norm and three-layer SiLU MLP, from decoder features to the feature provider's width
-    (REPA)."""
+    (REPA).
+
+    Attributes:
+      features: width of the provider's.
+      hidden: width of the MLP; 0 for 4 times the input's.
+      normed: whether the norm is there.
+    """
 
     features: int
     dtype: str = "float32"
+    hidden: int = 0
+    normed: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P F"]:
-        hidden = 4 * x.shape[-1]
-        h = jax.nn.silu(Linear(hidden, dtype=self.dtype, name="fc1")(layer_norm(x)))
+        hidden = self.hidden or 4 * x.shape[-1]
+        h = layer_norm(x) if self.normed else x
+        h = jax.nn.silu(Linear(hidden, dtype=self.dtype, name="fc1")(h))
         h = jax.nn.silu(Linear(hidden, dtype=self.dtype, name="fc2")(h))
         return Linear(self.features, name="out")(h)

@@ -140,8 +140,12 @@ class Objective:
         return recon, judged + adversarial, metrics
 
     def _logits(self, params, x):
-        """[B, patches], of all frames."""
-        return self.discriminator.apply({"params": params}, _pictures(x)).reshape(len(x), -1)
+        """[B, patches], of all frames; pictures that were drawn smaller are enlarged."""
+        pictures = _pictures(x)
+        if pictures.shape[1:] != self.image_shape[-3:]:
+            shape = (len(pictures), *self.image_shape[-3:])
+            pictures = jax.image.resize(pictures, shape, "cubic")
+        return self.discriminator.apply({"params": params}, pictures).reshape(len(x), -1)
 
     def _adversarial(self, params, x, decode, kernel, step):
         """Pictures, the gated losses of generator and discriminator [B], and metrics."""
