@@ -23,6 +23,7 @@ from nexttok.evals.results import write_text
 from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.interop import (
     bigr,
+    detailflow,
     flextok,
     flextok_ar,
     givt,
@@ -86,6 +87,9 @@ SYSTEMS = {
     "givt_vae": System("givt", "tokenizer", _tokenizer(pooled_conv.convert)),
     "titok": System("titok", "tokenizer", lambda s, exp: titok.convert(s, exp.tokenizer)),
     "bigr_bae": System("bigr", "tokenizer", lambda s, exp: bigr.convert(s, exp.tokenizer)),
+    "detailflow": System(
+        "detailflow", "tokenizer", lambda s, exp: detailflow.convert(s, exp.tokenizer)
+    ),
     "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
     "flextok_ar": System("flextok", "generator", _generator(flextok_ar.convert)),
     "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),

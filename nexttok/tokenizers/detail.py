@@ -59,5 +59,5 @@ def sample_window(
 
 def shares(count: int, end: Int[Array, ""] | int) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Of the bottleneck's losses of N clean tokens, and of those from `end` on, encoded anew."""
-    total = jnp.asarray(2 * count - end, jnp.float32)
-    return count / total, (count - end) / total
+    left = jnp.asarray(count - end, jnp.float32)
+    return count / (count + left), left / (count + left)

@@ -17,6 +17,7 @@ FILES = {
     "llamagen_vq": ("llamagen", "randar", "arpg"),
     "var_vqvae": ("var",),
     "mar_kl": ("mar", "xar"),
+    "detailflow": ("detailflow",),
     "flextok": ("flextok",),
     "flextok_vae": ("flextok",),
 }
@@ -32,6 +33,8 @@ def paper_scale(name):
 
 def entries(system, variant, exp):
     """What the release holds."""
+    if system == "detailflow":
+        return released.blank(released.detailflow(exp.tokenizer.count))
     if not system.startswith("flextok"):
         shapes = {
             "llamagen_vq": released.llamagen_vq,
