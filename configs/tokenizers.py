@@ -173,7 +173,7 @@ def transformer(patch, width, depth, **changes):
         name="vit", patch=patch, width=width, depth=depth, head_dim=32, mlp_hidden=4 * width,
         gated=False, activation="gelu_tanh", bias=False, qkv_bias=True, norm_affine=False,
         final_norm=True, zero_output=False, positions="sincos", registers=0, visible="all",
-        class_token=False, pre_norm=False, scrambled=False, remat=False,
+        group=1, class_token=False, pre_norm=False, scrambled=False, remat=False,
     )  # fmt: skip
     return keys | changes
 

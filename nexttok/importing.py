@@ -24,6 +24,7 @@ from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.interop import (
     bigr,
     dar,
+    detailflow,
     flextok,
     flextok_ar,
     gigatok,
@@ -92,6 +93,9 @@ SYSTEMS = {
     "larp": System("larp", "tokenizer", lambda s, exp: larp.convert(s, exp.tokenizer)),
     "bigr_bae": System("bigr", "tokenizer", lambda s, exp: bigr.convert(s, exp.tokenizer)),
     "dar": System("dar", "tokenizer", lambda s, exp: dar.convert(s, exp.tokenizer)),
+    "detailflow": System(
+        "detailflow", "tokenizer", lambda s, exp: detailflow.convert(s, exp.tokenizer)
+    ),
     "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
     "flextok_ar": System("flextok", "generator", _generator(flextok_ar.convert)),
     "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),

@@ -49,7 +49,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"quantizer/seen$", ()),
     (r"lecam/(real|fake)$", ()),
     (r"(^|/)embedding$", ("vocab", "embed")),
-    (r"(^|/)(registers|\w*positions|mask_token|null_token|class_embedding)$", (None, None)),
+    (r"(^|/)(\w*registers|\w*positions|mask_token|null_token|class_embedding)$", (None, None)),
     (r"(^|/)(cls_token|register_tokens|queries|sos|fillers|levels|mask_flags)$", (None, None)),
     (r"(^|/)(gamma|scale|ns_coeffs|modulation|gate1|gate2)$", (None,)),
     (r"(project|bridge|transform|velocity|moments)/kernel$", (None, None)),

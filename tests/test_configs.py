@@ -178,7 +178,7 @@ def test_no_key_that_is_read_is_undeclared(spec):
         (
             "tokenizer.name",
             "vqvae9",
-            r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| dar \| flextok",
+            r"config\.tokenizer\.name = 'vqvae9': expected autoencoder \| dar \| detailflow \| ",
         ),
         ("sample.tokens", 9, r"config\.sample\.tokens = 9: expected 0 \.\. 8"),
         ("sample.classes", (1, 1), r"config\.sample\.classes = \(1, 1\): expected different"),

@@ -42,6 +42,16 @@ def nearest(z: Float[Array, "M C"], codebook: Float[Array, "V C"]) -> Int[Array,
     return jax.lax.map(search, padded).reshape(-1)[: len(z)]
 
 
+def among_nearest(
+    key: Array, z: Float[Array, "M C"], codebook: Float[Array, "V C"], count: int
+) -> Int[Array, "M"]:
+    """Index of a row drawn uniformly from the `count` nearest."""
+    scores = _scores(z.astype(jnp.float32), codebook.astype(jnp.float32))
+    rows = jax.lax.top_k(-scores, count)[1].astype(jnp.int32)
+    drawn = jax.random.randint(key, (len(z), 1), 0, count)
+    return jnp.take_along_axis(rows, drawn, 1)[:, 0]
+
+
 def _scores(z, codebook, norms=None):
     """Squared distances less |z|^2."""
     norms = jnp.square(codebook).sum(-1) if norms is None else norms

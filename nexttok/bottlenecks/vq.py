@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.bottlenecks import upkeep
 from nexttok.bottlenecks.contract import Coded, Codes
-from nexttok.bottlenecks.search import nearest
+from nexttok.bottlenecks.search import among_nearest, nearest
 from nexttok.config import build
 
 GRADIENTS, UPDATES = ("straight", "rotation"), ("gradient", "ema")
@@ -78,7 +78,7 @@ def quantize(
       beta: weight of the commitment loss; the codebook loss has weight 1.
       gradient: that of the encoder: straight | rotation (`rotated`).
       ids: chosen codes; None for the nearest.
-      weight: of every latent in the losses, of mean 1; None for all alike.
+      weight: of each latent in the means; None for all alike.
 
     Returns:
       z_q, ids int32, {"codebook": mean|sg z - e|^2, "commitment": beta mean|z - sg e|^2}; means
@@ -92,13 +92,19 @@ def quantize(
         ids = nearest(z.reshape(-1, z.shape[-1]), rows).reshape(z.shape[:-1])
     code = jnp.take(rows, ids, axis=0)
     stop = jax.lax.stop_gradient
-    share = 1.0 if weight is None else weight[..., None]
     aux = {
-        "codebook": (share * jnp.square(stop(z) - code)).mean(),
-        "commitment": beta * (share * jnp.square(z - stop(code))).mean(),
+        "codebook": _mean(jnp.square(stop(z) - code), weight),
+        "commitment": beta * _mean(jnp.square(z - stop(code)), weight),
     }
     values = rotated(z, code) if gradient == "rotation" else z + stop(code - z)
     return values, ids, aux
+
+
+def _mean(x, weight):
+    """Over every element; 0 where no latent has weight."""
+    if weight is None:
+        return x.mean()
+    return (weight * x.mean(-1)).sum() / jnp.maximum(weight.sum(), 1e-12)
 
 
 def entropy(
@@ -213,6 +219,14 @@ class VQ(Codes):
         """See the function."""
         return ids_to_values(ids, params["embedding"], self.normalize)
 
+    def disturbed(
+        self, params: dict, z: Float[Array, "*n c"], key: Array, count: int
+    ) -> Int[Array, "*n"]:
+        """Ids drawn uniformly from the `count` codes nearest to each latent."""
+        ends = z.astype(jnp.float32).reshape(-1, self.channels), params["embedding"]
+        ends = map(unit, ends) if self.normalize else ends
+        return among_nearest(key, *ends, count).reshape(z.shape[:-1])
+
     def quantize(
         self,
         params: dict,
@@ -223,7 +237,7 @@ class VQ(Codes):
     ) -> Coded:
         """See the functions. Training draws from rng under `temperature`, `random` and kmeans.
 
-        `weight` is of the codebook and commitment losses alone.
+        `weight` is that of each latent in the codebook and commitment losses.
         """
         z = z.astype(jnp.float32)
         flat, rows = jax.lax.stop_gradient(z.reshape(-1, z.shape[-1])), params["embedding"]

@@ -177,8 +177,12 @@ class Objective:
         return recon, other, judged + adversarial, metrics
 
     def _logits(self, params, judge, x, key):
-        """[B, patches], of all frames, and the moves of the discriminator's parameters."""
+        """[B, patches], of all frames, and the moves of the discriminator's parameters; pictures
+        that were drawn smaller are enlarged."""
         variables, frames, moves = {"params": params}, _pictures(x), {}
+        if frames.shape[1:] != self.image_shape[-3:]:
+            shape = (len(frames), *self.image_shape[-3:])
+            frames = jax.image.resize(frames, shape, "cubic")
         if self.discriminator == "patch":
             logits = self.patches.apply(variables, frames)
         else:

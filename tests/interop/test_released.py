@@ -19,6 +19,7 @@ FILES = {
     "var_vqvae": ("var",),
     "mar_kl": ("mar", "xar"),
     "larp": ("larp",),
+    "detailflow": ("detailflow",),
     "flextok": ("flextok",),
     "flextok_vae": ("flextok",),
 }
@@ -40,6 +41,8 @@ def entries(system, variant, exp):
                      decoder_latent_pe=(1024,))  # fmt: skip
         tables = {name: places(grid=grid)[None] for name, grid in grids.items()}
         return released.blank(released.larp()) | tables
+    if system == "detailflow":
+        return released.blank(released.detailflow(exp.tokenizer.count))
     if not system.startswith("flextok"):
         shapes = {
             "llamagen_vq": released.llamagen_vq,

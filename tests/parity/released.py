@@ -214,3 +214,32 @@ def _blocks(root, w, depth, adaln):
         if adaln:
             found |= _layer(f"{name}.adaLN_modulation.1", 12 * w, w)
     return found
+
+
+def detailflow(tokens: int) -> Shapes:
+    """ByteFlow-AI/DetailFlow-16 | -32 | -64, of 128, 256 or 512 tokens, without the frozen SigLIP 2
+    of the alignment."""
+    found = {
+        "encoder.latent_tokens": (1, tokens, 1152),
+        "encoder.refined_tokens": (1, tokens, 1152),
+        "encoder.latent_pos_embed": (1, tokens, 1152),
+        "decoder.latent_pos_embed": (1, tokens, 768),
+        "decoder.mask_token": (1, 1, 768),
+        "quantize.embedding.weight": (8192, 8),
+        "quantize.codebook_used": (65536,),
+    }
+    found |= _layer("encoder.visual_model.embeddings.patch_embedding", 1152, 768)
+    found |= _layer("decoder.to_pixel.model", 768, 768)
+    found |= _layer("quant_conv", 8, 1152) | _layer("post_quant_conv", 768, 8)
+    found |= _layer("refine_conv", 1152, 8) | _layer("global_token_proj.0", 1024, 8)
+    for net, w, hidden in (("encoder", 1152, 4304), ("decoder", 768, 3072)):
+        root = f"{net}.visual_model"
+        found[f"{root}.embeddings.position_embedding.weight"] = (256, w)
+        found |= _layer(f"{root}.post_layernorm", w)
+        for i in range(12):
+            name = f"{root}.encoder.layers.{i}"
+            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                found |= _layer(f"{name}.self_attn.{part}", w, w)
+            found |= _layer(f"{name}.layer_norm1", w) | _layer(f"{name}.layer_norm2", w)
+            found |= _layer(f"{name}.mlp.fc1", hidden, w) | _layer(f"{name}.mlp.fc2", w, hidden)
+    return found

@@ -4,16 +4,19 @@ Without registers a latent is a patch: the grid of ViT-VQGAN (Yu et al., "Vector
 Modeling with Improved VQGAN", 2021). With registers latents are K learned vectors that join the
 patches and alone are kept, and the decoder draws the patches from mask vectors that see them: TiTok
 (Yu et al., "An Image is Worth 32 Tokens for Reconstruction and Generation", 2024), LARP (Wang et
-al., "LARP: Tokenizing Videos with a Learned Autoregressive Generative Prior", 2024).
+al., "LARP: Tokenizing Videos with a Learned Autoregressive Generative Prior", 2024). DetailFlow's
+decoder (Liu et al., "DetailFlow: 1D Coarse-to-Fine Autoregressive Image Generation via Next-Detail
+Prediction", 2025) also draws smaller pictures from the first latents.
 """
 
 import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nexttok.config import build, check
 from nexttok.nn.linear import INITS, Linear
@@ -41,6 +44,7 @@ class ViTSizes:
       registers: number of latents K; 0 for one per patch.
       visible: what registers see: all, or causal: patches and the registers before (patches then
         see patches alone), so that latents do not depend on later ones.
+      group: of causal registers that see each other, but for the first `group`; 1 for none.
       class_token: an extra vector runs beside the patches, as in CLIP.
       pre_norm: normalize before the first block.
       scrambled: registers are read as if channels came before registers, as TiTok's first release
@@ -62,6 +66,7 @@ class ViTSizes:
     positions: str
     registers: int
     visible: str
+    group: int
     class_token: bool
     pre_norm: bool
     scrambled: bool
@@ -73,7 +78,7 @@ class ViTSizes:
 
     def __post_init__(self):
         for name, least in (("width", 1), ("depth", 1), ("head_dim", 1), ("mlp_hidden", 1),
-                            ("registers", 0)):  # fmt: skip
+                            ("registers", 0), ("group", 1)):  # fmt: skip
             value = getattr(self, name)
             check(value >= least, f"{self.where}.{name}", value, f"at least {least}")
         fits = len(self.patch) in (2, 3) and min(self.patch) >= 1
@@ -93,6 +98,9 @@ class ViTSizes:
         check(fits, f"{self.where}.width", self.width, f"a multiple of {axes} for sincos positions")
         fits = self.visible == "all" or self.registers > 0
         check(fits, f"{self.where}.visible", self.visible, "all, without registers")
+        fits = self.group == 1 or (self.visible == "causal" and self.registers % self.group == 0)
+        allowed = f"1, or under visible = 'causal' a divisor of the {self.registers} registers"
+        check(fits, f"{self.where}.group", self.group, allowed)
         fits = self.registers > 0 or not self.scrambled
         check(fits, f"{self.where}.scrambled", self.scrambled, "False, without registers")
 
@@ -127,8 +135,9 @@ class ViTSizes:
         """Step ids of [patches | registers] (see nn/attention.py), None where all see all."""
         if self.visible == "all":
             return None
-        first = np.zeros(patches, np.int32)
-        return jnp.asarray(np.concatenate([first, 1 + np.arange(self.registers)]), jnp.int32)
+        first, i = np.zeros(patches, np.int32), np.arange(self.registers)
+        steps = np.where(i < self.group, 1 + i, self.group + i // self.group)
+        return jnp.asarray(np.concatenate([first, steps]), jnp.int32)
 
 
 def fixed_positions(kind: str, grid: tuple[int, ...], width: int) -> Float[np.ndarray, "N D"]:
@@ -137,12 +146,26 @@ def fixed_positions(kind: str, grid: tuple[int, ...], width: int) -> Float[np.nd
     return table(grid, width)
 
 
-def placed(module: nn.Module, name: str, sizes: ViTSizes, grid: tuple[int, ...]) -> Array:
-    """Positions [1, N, D] of a grid: a parameter of the module, or a table."""
+def placed(
+    module: nn.Module,
+    name: str,
+    sizes: ViTSizes,
+    grid: tuple[int, ...],
+    smaller: tuple[int, ...] = (),
+) -> Array:
+    """Positions [1, N, D] of a grid: a parameter of the module, or a table.
+
+    Those of a `smaller` grid are the same, interpolated linearly with antialiasing.
+    """
     if sizes.positions != "learned":
-        return jnp.asarray(fixed_positions(sizes.positions, grid, sizes.width))[None]
-    shape = (int(np.prod(grid)), sizes.width)
-    return module.param(name, INITS["normal02"], shape)[None]
+        table = jnp.asarray(fixed_positions(sizes.positions, grid, sizes.width))
+    else:
+        table = module.param(name, INITS["normal02"], (int(np.prod(grid)), sizes.width))
+    if smaller not in ((), grid):
+        table = jax.image.resize(
+            table.reshape(*grid, sizes.width), (*smaller, sizes.width), "linear"
+        ).reshape(-1, sizes.width)
+    return table[None]
 
 
 def with_class(module: nn.Module, sizes: ViTSizes, h: Array) -> Array:
@@ -153,23 +176,30 @@ def with_class(module: nn.Module, sizes: ViTSizes, h: Array) -> Array:
 
 
 class Encoder(nn.Module):
-    """Pictures -> latents [B, *grid, channels], in float32."""
+    """Pictures -> latents [B, *grid, channels], in float32.
+
+    Registers are learned, unless others are given.
+    """
 
     sizes: ViTSizes
     grid: tuple[int, ...]
     channels: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B *s C"]) -> Float[Array, "B *g c"]:
+    def __call__(
+        self, x: Float[Array, "B *s C"], registers: Float[Array, "#B K D"] | None = None
+    ) -> Float[Array, "B *g c"]:
         s = self.sizes
         h = Linear(s.width, dtype=s.dtype, name="patch_embed")(patchify(x, s.patch))
         h = h + placed(self, "positions", s, self.grid).astype(h.dtype)
         h = with_class(self, s, h) if s.class_token else h
         others = h.shape[1]
         if s.registers:
-            vectors = self.param("registers", INITS["normal02"], (s.registers, s.width))
-            vectors = jnp.broadcast_to(vectors[None].astype(h.dtype), (len(h), *vectors.shape))
-            h = jnp.concatenate([h, vectors], axis=1)
+            if registers is None:
+                shape = (s.registers, s.width)
+                registers = self.param("registers", INITS["normal02"], shape)[None]
+            shape = (len(h), *registers.shape[1:])
+            h = jnp.concatenate([h, jnp.broadcast_to(registers.astype(h.dtype), shape)], axis=1)
         h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
         h, _, _ = Transformer(s.trunk, name="trunk")(h, steps=s.steps(others))
         kept = h[:, others:] if s.registers else h[:, int(s.class_token) :]
@@ -181,33 +211,52 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> pictures of `channels` channels, in float32."""
+    """Latents -> pictures of `channels` channels, in float32.
+
+    With registers, it may read the first `keep` latents of each example only, and draw a picture of
+    another `grid` of patches.
+    """
 
     sizes: ViTSizes
     grid: tuple[int, ...]
     channels: int
 
     @nn.compact
-    def __call__(self, z: Float[Array, "B *g c"]) -> Float[Array, "B *s C"]:
-        s, h = self.sizes, self.features(z)
+    def __call__(
+        self,
+        z: Float[Array, "B *g c"],
+        keep: Int[Array, "B"] | None = None,
+        grid: tuple[int, ...] = (),
+    ) -> Float[Array, "B *s C"]:
+        s, h, grid = self.sizes, self.features(z, keep, grid), grid or self.grid
         init = "zeros" if s.zero_output else "xavier"
         count = self.channels * int(np.prod(s.patch))
         pixels = Linear(count, init=init, name="to_patches")(h)
-        return unpatchify(pixels, self.grid, s.patch)
+        return unpatchify(pixels, grid, s.patch)
 
-    def features(self, z: Float[Array, "B *g c"]) -> Float[Array, "B N D"]:
+    def features(
+        self,
+        z: Float[Array, "B *g c"],
+        keep: Int[Array, "B"] | None = None,
+        grid: tuple[int, ...] = (),
+    ) -> Float[Array, "B N D"]:
         """One vector per patch."""
-        s, count = self.sizes, int(np.prod(self.grid))
+        s, count = self.sizes, int(np.prod(grid or self.grid))
         h = Linear(s.width, dtype=s.dtype, name="from_latents")(z.reshape(len(z), -1, z.shape[-1]))
         if s.registers:
             latents = h + placed(self, "latent_positions", s, (s.registers,)).astype(h.dtype)
             mask = self.param("mask_token", INITS["normal02"], (1, s.width)).astype(h.dtype)
             h = jnp.broadcast_to(mask[None], (len(h), count, s.width))
-        h = h + placed(self, "positions", s, self.grid).astype(h.dtype)
+        h = h + placed(self, "positions", s, self.grid, grid).astype(h.dtype)
         h = with_class(self, s, h) if s.class_token else h
+        others = h.shape[1]
         h = jnp.concatenate([h, latents], axis=1) if s.registers else h
         h = s.trunk.norm_layer("norm_in")(h) if s.pre_norm else h
-        h, _, _ = Transformer(s.trunk, name="trunk")(h)
+        steps = None
+        if keep is not None:  # nothing sees a latent past it, of a later step
+            last = others + keep[:, None]
+            steps = (jnp.arange(h.shape[1])[None] >= last).astype(jnp.int32)
+        h, _, _ = Transformer(s.trunk, name="trunk")(h, steps=steps)
         h = h[:, int(s.class_token) :][:, :count]
         return s.trunk.norm_layer("norm_out")(h) if s.final_norm else h
 
