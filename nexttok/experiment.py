@@ -187,7 +187,8 @@ def check_sampling(sample: SampleConfig, gen: generator.Generator, plan: str, he
     read, by = plans.reads(plan) + gen.head.reads, f"plan {plan} with head {head}"
     check_unread(sample, SAMPLE_OFF, read, "sample", by)
     spec, n = gen.spec, gen.spec.length
-    lengths = range(n + 1) if spec.nested and not spec.scales else (0, *spec.prefixes)
+    free = spec.nested and not (spec.scales or spec.levels)
+    lengths = range(n + 1) if free else (0, *spec.prefixes)
     allowed = f"0 .. {n}" if isinstance(lengths, range) else " | ".join(map(str, lengths))
     check(sample.tokens in lengths, "sample.tokens", sample.tokens,
           f"{allowed}, as only such prefixes of these tokens decode (0 for all)")  # fmt: skip
