@@ -4,7 +4,7 @@ Autoregressive Large Language Models" (Zhou et al., 2025).
     python -m nexttok.main --config=configs/hitvideo.py --workdir=runs/hitvideo
 
 Variants (`--config=configs/hitvideo.py:<variant>`):
-  shapes   (default) 9 frames of 16 x 16 moving shapes: 3 x 2 x 2 codes, then 5 x 4 x 4, of 512.
+  shapes   (default) 5 frames of 16 x 16 moving shapes: 2 x 2 x 2 codes, then 3 x 4 x 4, of 512.
   tiny     seconds: the whole path.
   video256 65 frames of 256 x 256, of class folders of animated pictures
            (--config.data.source=folder:<path>): codes of 8 x 32 x 32 pixels, then 4 x 16 x 16, then
@@ -28,21 +28,23 @@ def get_config(variant="shapes"):
         raise ValueError(f"variant {variant!r}: expected {' | '.join(VARIANTS)}")
     config = tokenizers.config("hitvideo")
     tokenizers.shapes(config)
-    config.data.update(frames=9, resolution=16)
-    config.tokenizer = small(32, 512)
+    config.data.update(frames=5, resolution=16)
+    config.tokenizer = small(16, (1, 2, 4), 512)
     if variant == "tiny":
         tokenizers.tiny(config)
-        config.tokenizer = small(16, 64)
+        config.tokenizer = small(8, (1, 1, 2), 64)
+        config.train.tokenizer.batch_size = 8
     elif variant == "video256":
         video(config)
     return config
 
 
-def small(width, size):
+def small(width, multipliers, size):
     """Codes of 4 x 8 x 8 pixels, then of 2 x 4 x 4."""
+    inner = width * multipliers[-1]
     return tokenizers.autoencoder(
-        network(width, (1, 1, 2), 1, 1),
-        levels(2 * width, [network(2 * width, (1, 1), 1, 1)], size),
+        network(width, multipliers, 1, 1),
+        levels(inner, [network(inner, (1, 1), 1, 1)], size),
         reconstruction_weight=4.0,
     )
 

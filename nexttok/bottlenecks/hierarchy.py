@@ -166,12 +166,11 @@ class Hierarchy:
             h = h - sum(parts)
         return self._apply(params, k, "to_latents", h)
 
-    def contributions(
-        self, params: dict, codes: list[Float[Array, "B *h c"]]
-    ) -> list[Float[Array, "B *g w"]]:
-        """What each level's codes say at the finest level; no level's depends on another's codes.
+    def contributions(self, params: dict, codes: list[Array]) -> list[Array]:
+        """What the codes [B, *grid, c] of each level say at the finest level, [B, *g, w].
 
-        Under combine = 'residual' their sum is what the decoder takes, else they lie side by side.
+        None depends on another level's codes. Under combine = 'residual' their sum is what the
+        decoder takes, else they lie side by side.
         """
         parts = []
         for k, code in enumerate(codes):
