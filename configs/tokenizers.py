@@ -56,6 +56,15 @@ def codes(**changes):
     return UNIT_CODES | changes
 
 
+def hierarchy(inputs, networks, codes, combine="concat", dropout=0.0):
+    """Codes of several levels; networks join each level to the coarser one, coarse to fine."""
+    joins = {f"level{k + 1}": section(**network) for k, network in enumerate(networks)}
+    return dict(
+        name="hierarchy", inputs=inputs, combine=combine, dropout=dropout,
+        networks=section(**joins), codes=section(**codes),
+    )  # fmt: skip
+
+
 def config(name):
     """Of a tokenizer of digits. Its codes can be generated: --config.stages=tokenizer,generator."""
     found = common.base()
@@ -93,6 +102,10 @@ def tiny(found):
             network.update(width=32, depth=1, head_dim=16, mlp_hidden=64)
         elif network.name == "strided":
             network.update(width=32, blocks=1, residual=16)
+    if found.tokenizer.bottleneck.name == "hierarchy":
+        found.tokenizer.bottleneck.inputs = 32
+        for network in found.tokenizer.bottleneck.networks.values():
+            network.update(width=32, blocks=1)
 
 
 def vqgan():

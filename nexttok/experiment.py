@@ -189,7 +189,7 @@ def check_sampling(sample: SampleConfig, gen: generator.Generator, plan: str, he
     read, by = plans.reads(plan) + gen.head.reads, f"plan {plan} with head {head}"
     check_unread(sample, SAMPLE_OFF, read, "sample", by)
     spec, n = gen.spec, gen.spec.length
-    free = spec.nested and not spec.scales
+    free = spec.nested and not (spec.scales or spec.levels)
     lengths = range(0, n + 1, spec.group) if free else (0, *spec.prefixes)
     allowed = f"0 .. {n}" if free and spec.group == 1 else " | ".join(map(str, lengths))
     check(sample.tokens in lengths, "sample.tokens", sample.tokens,

@@ -1,6 +1,7 @@
 """What tokenizers and generators exchange: Tokens at run time, TokenSpec at config time."""
 
 import dataclasses
+import itertools
 
 import flax.struct
 from jaxtyping import Array, Float, Int
@@ -28,10 +29,12 @@ class TokenSpec:
       vocab: number of ids, 0 when tokens are continuous only.
       channels: width of `Tokens.values`.
       nested: True when prefixes of the tokens decode: any of 1D tokens trained with nested dropout,
-        whole scales of a pyramid, whole groups.
+        whole scales of a pyramid, whole levels of a hierarchy, whole groups.
       scales: sides of a coarse-to-fine pyramid whose maps follow each other in (N,); () for others.
       codes: ids that a position holds, each of `vocab` values.
       group: of nested 1D tokens, how many that follow each other decode together.
+      levels: numbers of tokens of the levels of a coarse-to-fine hierarchy, which follow each other
+        in (N,); () for others.
     """
 
     grid: tuple[int, ...]
@@ -41,6 +44,7 @@ class TokenSpec:
     scales: tuple[int, ...] = ()
     codes: int = 1
     group: int = 1
+    levels: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -53,12 +57,9 @@ class TokenSpec:
     @property
     def prefixes(self) -> tuple[int, ...]:
         """Prefix lengths that pictures and tables show; the last is N."""
-        if self.scales:
-            ends, total = [], 0
-            for side in self.scales:
-                total += side * side
-                ends.append(total)
-            return tuple(ends)
+        parts = self.levels or tuple(side * side for side in self.scales)
+        if parts:
+            return tuple(itertools.accumulate(parts))
         if not self.nested:
             return (self.length,)
         return tuple(self.group * n for n in prefix_lengths(self.length // self.group))

@@ -10,7 +10,6 @@ are encoded anew, given the picture and all before, and the whole must draw the 
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp

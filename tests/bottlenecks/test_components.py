@@ -12,13 +12,15 @@ from nexttok import bottlenecks
 from nexttok.config import ConfigError, part
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
 from nexttok.tokens import Tokens
+from nexttok.train import moved
 
-GRID = (3, 2)
+GRID = (4, 2)
 CODES = tokenizers.UNIT_CODES | dict(channels=4, size=16)
 BITS = dict(name="binary", kind="lfq", bits=6, channels=6, signed=False, entropy_weight=0.1,
             diversity=1.0, beta=0.25)  # fmt: skip
 SEVERAL = dict(name="residual", kind="residual", channels=4, size=16, codes=3, shared=False,
                beta=0.25, dropout=0.5)  # fmt: skip
+JOIN = dict(name="strided", width=8, halvings=1, blocks=1, residual=4)
 SECTIONS = {
     "vq": CODES | dict(normalize=False),
     "vq_unit": CODES | dict(entropy_weight=0.1),
@@ -45,6 +47,10 @@ SECTIONS = {
     "prior": dict(name="prior", codes=CODES | dict(temperature=0.03, init_codes="kaiming"),
                   length=6, width=8, depth=1, head_dim=4, dropout=0.1, weight=0.06, rounds=2,
                   replaced=0.5, ramp=4),
+    "hierarchy": tokenizers.hierarchy(6, [JOIN], CODES, dropout=0.5),
+    "hierarchy_ema": tokenizers.hierarchy(
+        6, [JOIN], CODES | dict(normalize=False, update="ema", init_codes="kmeans")),
+    "hierarchy_residual": tokenizers.hierarchy(6, [JOIN], CODES, "residual", 0.5),
 }  # fmt: skip
 
 
@@ -57,10 +63,10 @@ def make(name="vq", **changes):
 def example(name):
     """The bottleneck, its parameters with codes that differ, latents, and its jitted answer."""
     model = make(name)
-    params = model.init(jax.random.key(0))
-    if "embedding" in params:
-        rows = jax.random.normal(jax.random.key(1), params["embedding"].shape)
-        params = params | {"embedding": rows}
+    spread = lambda path, x: (
+        jax.random.normal(jax.random.key(1), x.shape) if path[-1].key == "embedding" else x
+    )
+    params = jax.tree_util.tree_map_with_path(spread, model.init(jax.random.key(0)))
     z = jax.random.normal(jax.random.key(2), (4, *GRID, model.inputs))
     quantize = jax.jit(lambda p, z, key, train: model.quantize(p, z, key, train), static_argnums=3)
     return model, params, z, quantize
@@ -74,15 +80,17 @@ def test_ids_are_whole_and_say_the_values(name):
     model, params, z, quantize = example(name)
     spec, tokens = model.spec(GRID), model.encode(params, z)
     several = (spec.codes,) if spec.codes > 1 else ()
-    assert tokens.ids.shape == (4, 6, *several)
+    assert tokens.ids.shape == (4, spec.length, *several)
     assert tokens.ids.dtype == jnp.int32
     assert 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < spec.vocab
-    assert tokens.values.shape == (4, 6, spec.channels)
+    assert tokens.values.shape == (4, spec.length, spec.channels)
     coded = quantize(params, z, None, False)
-    np.testing.assert_allclose(coded.values.reshape(tokens.values.shape), tokens.values, atol=1e-5)
+    assert coded.values.shape == (4, *GRID, model.channels)
+    if not spec.levels:
+        flat = coded.values.reshape(tokens.values.shape)
+        np.testing.assert_allclose(flat, tokens.values, atol=1e-5)
     for given in (tokens, Tokens(ids=tokens.ids), Tokens(values=tokens.values)):
-        decoded = model.decode(params, given, GRID)
-        np.testing.assert_allclose(decoded.reshape(tokens.values.shape), tokens.values, atol=1e-5)
+        np.testing.assert_allclose(model.decode(params, given, GRID), coded.values, atol=1e-5)
     assert not coded.moves
 
 
@@ -96,11 +104,13 @@ def test_examples_do_not_see_each_other(name):
 @MEMBERS
 def test_codes_to_values_to_codes_is_the_identity(name):
     model, params, _, _ = example(name)
-    if name.startswith(("bernoulli", "residual", "fsq")):
+    if name.startswith(("bernoulli", "residual", "fsq", "hierarchy")):
         pytest.skip("values of a projection, a sum or a bounded latent are no latents")
     spec = model.spec(GRID)
     several = (spec.codes,) if spec.codes > 1 else ()
-    ids = jax.random.randint(jax.random.key(3), (4, 6, *several), 0, spec.vocab, jnp.int32)
+    ids = jax.random.randint(
+        jax.random.key(3), (4, spec.length, *several), 0, spec.vocab, jnp.int32
+    )
     values = model.ids_to_values(params, ids)
     np.testing.assert_array_equal(model.encode(params, values).ids, ids)
 
@@ -123,9 +133,10 @@ def test_training_gives_finite_losses_gradients_and_fitting_moves(name):
     assert float(jnp.abs(to_latents).max()) > 0
     assert coded.loss.shape in ((), (4,))
     assert all(bool(jnp.isfinite(m).all()) for m in coded.metrics.values())
-    for key, change in coded.moves.items():
-        assert change.shape == params[key].shape
-        assert bool(jnp.isfinite(change).all())
+    moves = jax.tree.leaves(coded.moves)
+    assert all(bool(jnp.isfinite(change).all()) for change in moves)
+    shapes = jax.tree.map(jnp.shape, params)
+    assert jax.tree.map(jnp.shape, moved(params, coded.moves)) == shapes
     needs = any(word in name for word in ("ema", "kmeans", "anchor", "random", "prior"))
     assert bool(coded.moves) == needs
 
@@ -154,6 +165,10 @@ def test_every_parameter_has_a_place(name):
         ("product", dict(dropout=0.5), r"dropout = 0\.5: expected off"),
         ("residual", dict(dropout=1.5), r"dropout = 1\.5: expected 0 \.\. 1"),
         ("transport", dict(eps=0.0), r"eps = 0\.0: expected above 0"),
+        ("hierarchy", dict(combine="sum"), r"combine = 'sum': expected concat \| residual"),
+        ("hierarchy", dict(dropout=1.5), r"dropout = 1\.5: expected 0 \.\. 1"),
+        ("hierarchy", dict(codes=common.section(**SEVERAL)), r"codes\.name = 'residual': expected"),
+        ("hierarchy", dict(networks=common.section()), r"networks\.level1 is missing"),
     ],
 )
 def test_bad_sections_are_refused(name, changes, message):

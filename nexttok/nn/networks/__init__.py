@@ -6,6 +6,8 @@ encoder, the decoder or both:
     sizes.grid(image_shape) -> latents per axis; ConfigError for pictures that it cannot take
     sizes.encoder(image_shape, channels) -> module: pictures [B, ..., C] -> [B, *grid, channels]
     sizes.decoder(image_shape) -> module: latents [B, *grid, c] -> pictures, both float32
+    sizes.stride -> pixels (or frames) per latent, of networks of convolutions alone that may join
+        the levels of bottlenecks/hierarchy.py
     sizes.last -> path of the kernel of a decoder's last layer, at which losses are balanced
 """
 

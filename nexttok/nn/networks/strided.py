@@ -43,9 +43,14 @@ class StridedConfig:
         """Channels after `level` halvings."""
         return self.width if level == self.halvings else self.width // 2
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Rows, columns per latent."""
+        return 2**self.halvings, 2**self.halvings
+
     def grid(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Latents (h, w) of pictures; see networks/__init__.py."""
-        return divided(image_shape, (2**self.halvings,) * 2, self.where)
+        return divided(image_shape, self.stride, self.where)
 
     def encoder(self, image_shape: tuple[int, ...], channels: int) -> "Encoder":
         """Pictures -> latents."""
