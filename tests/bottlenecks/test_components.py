@@ -42,6 +42,8 @@ SECTIONS = {
                     commitment_weight=0.01),
     "transport": dict(name="transport", channels=4, size=16, weight=1e-3, even_weight=1.0,
                       eps=0.05, rounds=20),
+    "gumbel": tokenizers.gumbel(channels=4, size=16, kl_weight=0.1),
+    "gumbel_hard": tokenizers.gumbel(channels=4, size=16, hard=True),
 }  # fmt: skip
 
 
@@ -93,8 +95,8 @@ def test_examples_do_not_see_each_other(name):
 @MEMBERS
 def test_codes_to_values_to_codes_is_the_identity(name):
     model, params, _, _ = example(name)
-    if name.startswith(("bernoulli", "residual", "fsq")):
-        pytest.skip("values of a projection, a sum or a bounded latent are no latents")
+    if name.startswith(("bernoulli", "residual", "fsq", "gumbel")):
+        pytest.skip("values of a projection, a sum, a bounded latent or logits are no latents")
     spec = model.spec(GRID)
     several = (spec.codes,) if spec.codes > 1 else ()
     ids = jax.random.randint(jax.random.key(3), (4, 6, *several), 0, spec.vocab, jnp.int32)
@@ -123,7 +125,7 @@ def test_training_gives_finite_losses_gradients_and_fitting_moves(name):
     for key, change in coded.moves.items():
         assert change.shape == params[key].shape
         assert bool(jnp.isfinite(change).all())
-    needs = any(word in name for word in ("ema", "kmeans", "anchor", "random"))
+    needs = any(word in name for word in ("ema", "kmeans", "anchor", "random", "gumbel"))
     assert bool(coded.moves) == needs
 
 
@@ -151,6 +153,9 @@ def test_every_parameter_has_a_place(name):
         ("product", dict(dropout=0.5), r"dropout = 0\.5: expected off"),
         ("residual", dict(dropout=1.5), r"dropout = 1\.5: expected 0 \.\. 1"),
         ("transport", dict(eps=0.0), r"eps = 0\.0: expected above 0"),
+        ("gumbel", dict(temperature=0.0), r"temperature = 0\.0: expected above 0"),
+        ("gumbel", dict(final_temperature=2.0), r"final_temperature = 2\.0: .* at most 1\.0"),
+        ("gumbel", dict(anneal=0), r"anneal = 0: expected at least 1"),
     ],
 )
 def test_bad_sections_are_refused(name, changes, message):
