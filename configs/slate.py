@@ -3,9 +3,9 @@
     python -m nexttok.main --config=configs/slate.py --workdir=runs/slate
 
 Variants (`--config=configs/slate.py:<variant>`):
-  shapes   (default) 5 slots for pictures of up to 4 shapes, 32 x 32 pixels as 8 x 8 codes of 256.
+  digits   (default) 4 slots, from 4 x 4 codes of 256, for scikit-learn's handwritten digits.
   dvae     its discrete VAE alone.
-  digits   2 slots, 4 x 4 codes.
+  shapes   5 slots for pictures of up to 4 shapes, 32 x 32 pixels as 8 x 8 codes.
   tiny     seconds: the whole path.
   shapes3d the sizes and rates of the authors' code, for 3D Shapes: 3 slots, 16 x 16 codes of 1,024,
            of pictures in class folders (--config.data.source=folder:<path>).
@@ -19,22 +19,22 @@ the loss stagnates.
 
 from configs import common, tokenizers
 
-VARIANTS = ("shapes", "dvae", "digits", "tiny", "shapes3d", "clevr128")
+VARIANTS = ("digits", "dvae", "shapes", "tiny", "shapes3d", "clevr128")
 
 
-def get_config(variant="shapes"):
+def get_config(variant="digits"):
     """The config of one variant."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}: expected {' | '.join(VARIANTS)}")
     config = tokenizers.config("slate")
     config.generator.head = common.section(name="gmm", mixtures=16, halved=True)
-    config.tokenizer = slate(dvae(), count=5)
-    if variant in ("shapes", "dvae"):
+    config.tokenizer = slate(dvae(anneal=500), count=4)
+    config.train.tokenizer.steps = 1000
+    if variant == "dvae":
+        config.tokenizer = dvae()
+        config.train.tokenizer.steps = 600
+    elif variant == "shapes":
         shapes(config)
-        if variant == "dvae":
-            config.tokenizer = dvae()
-    elif variant == "digits":
-        config.tokenizer.slots.count = 2
     elif variant == "tiny":
         tiny(config)
     else:
@@ -71,8 +71,8 @@ def shapes(config):
     """Pictures of several shapes, of which slots should take one each."""
     tokenizers.shapes(config)
     config.data.frames = 0
-    config.tokenizer = slate(dvae(), count=5, width=128, depth=3)
-    config.train.tokenizer.update(steps=1200)
+    config.tokenizer = slate(dvae(), count=5, width=128)
+    config.train.tokenizer.steps = 1200
 
 
 def tiny(config):

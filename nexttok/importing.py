@@ -32,6 +32,7 @@ from nexttok.interop import (
     maskgit,
     nbp,
     pooled_conv,
+    slate,
     titok,
     var,
     var_vqvae,
@@ -43,7 +44,13 @@ from nexttok.stages import abstract_params
 ROOTS = (
     "model_ema", "ema", "model", "state_dict", "model_state_dict", "module", "trainer.var_wo_ddp",
 )  # fmt: skip
-PAPER_SCALE = ("imagenet", "ucf", "k600")  # how the variants of released sizes are named
+PAPER_SCALE = (
+    "imagenet",
+    "ucf",
+    "k600",
+    "shapes3d",
+    "clevr",
+)  # how the variants of released sizes are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +93,7 @@ SYSTEMS = {
     "givt_vae": System("givt", "tokenizer", _tokenizer(pooled_conv.convert)),
     "titok": System("titok", "tokenizer", lambda s, exp: titok.convert(s, exp.tokenizer)),
     "bigr_bae": System("bigr", "tokenizer", lambda s, exp: bigr.convert(s, exp.tokenizer)),
+    "slate": System("slate", "tokenizer", lambda s, exp: slate.convert(s, exp.tokenizer)),
     "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
     "flextok_ar": System("flextok", "generator", _generator(flextok_ar.convert)),
     "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),

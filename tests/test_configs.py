@@ -68,6 +68,8 @@ GENERATORS = {
     ("xar", "imagenet256_l"): 608,
     ("xar", "imagenet256_h"): 1150,  # stated as 1.1 B
 }
+# Millions of parameters of SLATE with the defaults of its code, the discrete VAE's included
+SLATE = 3.616
 # Millions of parameters of NBP's layers alone; the paper says 700 M, 1.2 B and 3 B.
 NBP = {"base": 680, "xl": 1209, "3b": 3625}
 
@@ -86,6 +88,8 @@ def test_every_variant_resolves_at_full_size(spec):
         layers = stages.abstract_params(exp, "generator")["backbone"]["trunk"]
         total = sum(math.prod(x.shape) for x in jax.tree.leaves(layers))
         assert total / 1e6 == pytest.approx(NBP[variant.split("_")[-1]], rel=1e-3)
+    if name == "slate" and variant == "shapes3d":
+        assert sum(counts.values()) / 1e6 == pytest.approx(SLATE, rel=1e-3)
     if name == "flextok" and variant in FLEXTOK:
         encoder, decoder = FLEXTOK[variant]
         assert counts["tokenizer/encoder"] / 1e6 == pytest.approx(encoder, rel=0.01)
