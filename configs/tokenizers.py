@@ -136,6 +136,15 @@ def kl():
     return autoencoder(DIGITS, posterior())
 
 
+def gumbel(**changes):
+    """A discrete VAE's bottleneck: 256 codes of 64 channels, cooled in 400 steps."""
+    keys = dict(
+        name="gumbel", channels=64, size=256, temperature=1.0, final_temperature=0.1, anneal=400,
+        hard=False, kl_weight=0.0,
+    )  # fmt: skip
+    return keys | changes
+
+
 def pyramid(sides):
     """Its latents as maps of growing side."""
     return autoencoder(DIGITS, posterior(name="pyramid", sides=sides))

@@ -69,6 +69,13 @@ class Models:
         return lambda tokens, keep, key: decode(self.params["tokenizer"], tokens, keep, key)
 
     @functools.cached_property
+    def measures(self):
+        """images [B, ...] -> {name: [B]}: what the tokenizer measures itself, if anything."""
+        measure = getattr(self.experiment.tokenizer, "measures", lambda params, x: {})
+        measure = jax.jit(measure)
+        return lambda x: measure(self.params["tokenizer"], x)
+
+    @functools.cached_property
     def nats(self):
         """(tokens, labels) -> mean negative log-likelihood per token of each example, nats."""
         gen = self.experiment.generator
@@ -152,19 +159,22 @@ def drawn(
 
 
 def reconstruction(models: Models, images: np.ndarray, classifier, key) -> tuple[dict, dict]:
-    """PSNR, SSIM, Frechet distance and bits at every prefix length; codebook usage.
+    """PSNR, SSIM, Frechet distance and bits at every prefix length; codebook usage; means of what
+    the tokenizer measures itself.
 
     Returns:
       Results, and the first batch of decoded images by prefix length (for the picture).
     """
     exp = models.experiment
     vocab, lengths = exp.tokenizer.spec.vocab, models.lengths
-    tokens, shown = [], {}
+    tokens, shown, more = [], {}, {}
     scores: dict[int, list] = {n: [] for n in lengths}
     seen: dict[int, list] = {n: [] for n in lengths}
     for i, rows, (x,) in padded(min(exp.eval.batch_size, len(images)), images):
         coded, count = array_of(models.encode(x)), rows.stop - rows.start
         tokens.append(np.asarray(coded)[:count])
+        for name, values in models.measures(x).items():
+            more.setdefault(name, []).append(np.asarray(values)[:count])
         for n in lengths:
             out = np.asarray(models.decode(coded, n, stream(stream(key, n), i)))[:count]
             true, made = frames(x[:count]), frames(out)
@@ -179,7 +189,8 @@ def reconstruction(models: Models, images: np.ndarray, classifier, key) -> tuple
         bits = {"bits": float(metrics.bits_per_image(codes, vocab))} if vocab else {}
         row = {"psnr": psnr, "ssim": ssim, "frechet_distance": float(distance)}
         table.append({"tokens": n, **bits, **row})
-    found = {"images": len(images), "prefixes": table}
+    means = {name: float(np.mean(np.concatenate(values))) for name, values in more.items()}
+    found = {"images": len(images), "prefixes": table} | means
     if vocab:
         found["codebook"] = metrics.codebook_usage(np.concatenate(tokens), vocab)
     return found, shown

@@ -36,6 +36,7 @@ from nexttok.interop import (
     maskgit,
     nbp,
     pooled_conv,
+    slate,
     titok,
     var,
     var_vqvae,
@@ -47,7 +48,13 @@ from nexttok.stages import abstract_params
 ROOTS = (
     "model_ema", "ema", "model", "state_dict", "model_state_dict", "module", "trainer.var_wo_ddp",
 )  # fmt: skip
-PAPER_SCALE = ("imagenet", "ucf", "k600")  # how the variants of released sizes are named
+PAPER_SCALE = (
+    "imagenet",
+    "ucf",
+    "k600",
+    "shapes3d",
+    "clevr",
+)  # how the variants of released sizes are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +103,7 @@ SYSTEMS = {
     "detailflow": System(
         "detailflow", "tokenizer", lambda s, exp: detailflow.convert(s, exp.tokenizer)
     ),
+    "slate": System("slate", "tokenizer", lambda s, exp: slate.convert(s, exp.tokenizer)),
     "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
     "flextok_ar": System("flextok", "generator", _generator(flextok_ar.convert)),
     "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),

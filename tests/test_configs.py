@@ -78,6 +78,8 @@ TOKENIZERS = {
 }
 # Millions of parameters of the networks of D-AR's tokenizer; stated are 300 in all.
 DAR = {"encoder": 57.32, "conditioner": 56.92, "decoder": 185.13, "projector": 7.34}
+# Millions of parameters of SLATE with the defaults of its code, the discrete VAE's included
+SLATE = 3.616
 # Millions of parameters of NBP's layers alone; the paper says 700 M, 1.2 B and 3 B.
 NBP = {"base": 680, "xl": 1209, "3b": 3625}
 
@@ -103,6 +105,8 @@ def test_every_variant_resolves_at_full_size(spec):
         for part, millions in DAR.items():
             assert counts[f"tokenizer/{part}"] / 1e6 == pytest.approx(millions, rel=1e-3)
         assert sum(counts.values()) / 1e6 == pytest.approx(300, rel=0.03)
+    if name == "slate" and variant == "shapes3d":
+        assert sum(counts.values()) / 1e6 == pytest.approx(SLATE, rel=1e-3)
     if name == "flextok" and variant in FLEXTOK:
         encoder, decoder = FLEXTOK[variant]
         assert counts["tokenizer/encoder"] / 1e6 == pytest.approx(encoder, rel=0.01)

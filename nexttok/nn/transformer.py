@@ -21,6 +21,7 @@ ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
 }
 
 
@@ -32,9 +33,10 @@ class TransformerConfig:
       width, depth, head_dim: sizes; heads = width / head_dim.
       mlp_hidden: hidden width of the MLP (of each branch, when gated).
       gated: fc2(act(fc1 x) * fc3 x) instead of fc2(act(fc1 x)).
-      activation: gelu | gelu_tanh | silu.
+      activation: gelu | gelu_tanh | silu | relu.
       norm: layer | rms, before attention and MLP; `norm_affine` learns its scale, `norm_bias` its
-        bias; `post_norm` puts it after the residual sum, as BERT does.
+        bias; `post_norm` puts it after the residual sum, as BERT does; `norm_input` makes the first
+        norm that of the input itself, which it replaces (SLATE).
       qk_norm: none | layer | rms | l2 on queries and keys per head (see nn/attention.py);
         `qk_affine` learns their scale, `qk_eps` is added to the variance.
       score_scale: of attention scores; 0 for 1/sqrt(head_dim).
@@ -52,7 +54,7 @@ class TransformerConfig:
         output), hidden (of the MLP), mlp (its output); drop_path: stochastic depth, linear over
         layers.
       init: xavier | normal02 | third (truncated normal of variance 1 / (3 width)).
-      depth_scaled: output layers of attention and MLP start smaller by sqrt(2 depth).
+      depth_scaled: output layers of attention and MLP start smaller by the root of their number.
       remat: rematerialize each block in the backward pass; unroll: blocks per scan iteration.
     """
 
@@ -67,6 +69,7 @@ class TransformerConfig:
     norm_bias: bool = True
     norm_eps: float = 1e-5
     post_norm: bool = False
+    norm_input: bool = False
     qk_norm: str = "none"
     qk_affine: bool = False
     qk_eps: float = 1e-5
@@ -97,7 +100,8 @@ class TransformerConfig:
     @property
     def output_initializer(self) -> Callable:
         """Of the output layers of attention and MLP."""
-        gain = (2 * self.depth) ** -0.5 if self.depth_scaled else 1.0
+        branches = (3 if self.cross else 2) * self.depth
+        gain = branches**-0.5 if self.depth_scaled else 1.0
         return scaled(self.initializer, gain)
 
     @property
@@ -208,8 +212,10 @@ class Block(nn.Module):
             h = c.norm_layer(name)(x)
             return h if scales[i] is None else h * (1.0 + scales[i]) + shifts[i]
 
+        h = normed("norm1", 0)
+        x = jnp.where(index == 0, h, x) if c.norm_input else x
         h, cache = attention("attn")(
-            normed("norm1", 0), steps, rotary, place=places[0], cache=cache,
+            h, steps, rotary, place=places[0], cache=cache,
             layer=self.first_layer + index, cuts=self.cuts, filled=self.filled, wanted=wanted,
             train=train,
         )  # fmt: skip

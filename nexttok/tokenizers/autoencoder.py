@@ -1,9 +1,9 @@
 """Any encoder, any bottleneck, any decoder, any losses: the tokenizer that most papers are.
 
 VQ-VAE (van den Oord et al., 2017), VQGAN (Esser et al., 2021), the KL autoencoder of latent
-diffusion (Rombach et al., 2022), the tokenizers of LlamaGen, VAR, MaskGIT, GIVT, VideoGPT and
-MAGVIT-v2 differ in these four answers only. Networks are files of nn/networks/, bottlenecks files
-of bottlenecks/, losses are those of objective.py.
+diffusion (Rombach et al., 2022), the discrete VAE of DALL-E (Ramesh et al., 2021), the tokenizers
+of LlamaGen, VAR, MaskGIT, GIVT, VideoGPT and MAGVIT-v2 differ in these four answers only. Networks
+are files of nn/networks/, bottlenecks files of bottlenecks/, losses are those of objective.py.
 """
 
 import dataclasses

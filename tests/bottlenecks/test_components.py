@@ -51,6 +51,8 @@ SECTIONS = {
     "hierarchy_ema": tokenizers.hierarchy(
         6, [JOIN], CODES | dict(normalize=False, update="ema", init_codes="kmeans")),
     "hierarchy_residual": tokenizers.hierarchy(6, [JOIN], CODES, "residual", 0.5),
+    "gumbel": tokenizers.gumbel(channels=4, size=16, kl_weight=0.1),
+    "gumbel_hard": tokenizers.gumbel(channels=4, size=16, hard=True),
 }  # fmt: skip
 
 
@@ -104,8 +106,8 @@ def test_examples_do_not_see_each_other(name):
 @MEMBERS
 def test_codes_to_values_to_codes_is_the_identity(name):
     model, params, _, _ = example(name)
-    if name.startswith(("bernoulli", "residual", "fsq", "hierarchy")):
-        pytest.skip("values of a projection, a sum or a bounded latent are no latents")
+    if name.startswith(("bernoulli", "residual", "fsq", "hierarchy", "gumbel")):
+        pytest.skip("values of a projection, a sum, a bounded latent or logits are no latents")
     spec = model.spec(GRID)
     several = (spec.codes,) if spec.codes > 1 else ()
     ids = jax.random.randint(
@@ -137,7 +139,7 @@ def test_training_gives_finite_losses_gradients_and_fitting_moves(name):
     assert all(bool(jnp.isfinite(change).all()) for change in moves)
     shapes = jax.tree.map(jnp.shape, params)
     assert jax.tree.map(jnp.shape, moved(params, coded.moves)) == shapes
-    needs = any(word in name for word in ("ema", "kmeans", "anchor", "random", "prior"))
+    needs = any(word in name for word in ("ema", "kmeans", "anchor", "random", "prior", "gumbel"))
     assert bool(coded.moves) == needs
 
 
@@ -169,6 +171,9 @@ def test_every_parameter_has_a_place(name):
         ("hierarchy", dict(dropout=1.5), r"dropout = 1\.5: expected 0 \.\. 1"),
         ("hierarchy", dict(codes=common.section(**SEVERAL)), r"codes\.name = 'residual': expected"),
         ("hierarchy", dict(networks=common.section()), r"networks\.level1 is missing"),
+        ("gumbel", dict(temperature=0.0), r"temperature = 0\.0: expected above 0"),
+        ("gumbel", dict(final_temperature=2.0), r"final_temperature = 2\.0: .* at most 1\.0"),
+        ("gumbel", dict(anneal=0), r"anneal = 0: expected at least 1"),
     ],
 )
 def test_bad_sections_are_refused(name, changes, message):
