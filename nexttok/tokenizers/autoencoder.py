@@ -189,7 +189,7 @@ class Autoencoder:
             if not self.losses.align_weight:
                 return self.render({"decoder": decoder}, coded.values), None
             variables, tap = {"params": decoder}, self.losses.align_layer
-            return self.decoder.apply(variables, coded.values, tap)
+            return self.decoder.apply(variables, coded.values, tap=tap)
 
         kernel = functools.reduce(lambda tree, name: tree[name], last, params["decoder"])
         _, tapped, judged, metrics = self.losses(

@@ -78,7 +78,7 @@ def test_aligned_features_and_the_warm_start(kind):
     tokens = jax.jit(made.encode)(params, x)
     values = tokens.values.reshape(2, *made.grid, -1)
     decoder, encoder = {"params": params["decoder"]}, {"params": params["encoder"]}
-    pictures, tapped = made.decoder.apply(decoder, values, 1)
+    pictures, tapped = made.decoder.apply(decoder, values, tap=1)
     official.close(pictures, found["pixels"])
     h = np.asarray(tapped).reshape(2, 64, -1)
     name = "s1to2decoder" if kind == "1d" else "s2ddecoder"

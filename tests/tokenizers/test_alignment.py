@@ -4,10 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import gigatok, tokenizers
 from nexttok.config import ConfigError
+from nexttok.nn.norms import layer_norm
+from nexttok.nn.patches import unpatchify
 from nexttok.nn.vit import FeatureEncoder, ViTConfig
 from nexttok.tokenizers import autoencoder
 
@@ -51,6 +54,22 @@ def test_alignment_adds_its_cosine_and_moves_decoder_and_codes():
     assert float(jnp.abs(align["encoder"]["to_latents"]["kernel"]).max()) > 0
     pixels = jax.tree.leaves(align["decoder"]["pixels"])
     assert all(float(jnp.abs(g).max()) == 0.0 for g in pixels)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_transformers_over_patches_align_features_of_their_patches(registers):
+    """Pictures are those without a tap, features those of the patches, not of latents."""
+    network = tokenizers.transformer((4, 4), 32, 2, registers=registers, class_token=True)
+    model = make(network, align_layer=1)
+    params = model.init(jax.random.key(0))
+    z = jax.random.normal(jax.random.key(1), (2, *model.grid, 4))
+    decoder = {"params": params["decoder"]}
+    pictures, tapped = model.decoder.apply(decoder, z, tap=1)
+    np.testing.assert_array_equal(pictures, model.decoder.apply(decoder, z))
+    assert tapped.shape == (2, 4, 4, 32)
+    out = params["decoder"]["to_patches"]
+    rows = layer_norm(tapped.reshape(2, 16, 32)) @ out["kernel"] + out["bias"].reshape(1, 1, -1)
+    np.testing.assert_allclose(unpatchify(rows, (4, 4), (4, 4)), pictures, atol=1e-5)
 
 
 def test_a_warm_start_ends_at_its_step():

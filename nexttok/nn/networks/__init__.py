@@ -8,6 +8,8 @@ encoder, the decoder or both:
     sizes.decoder(image_shape) -> module: latents [B, *grid, c] -> pictures, both float32
     sizes.stride -> pixels (or frames) per latent, of networks of convolutions alone that may join
         the levels of bottlenecks/hierarchy.py
+    sizes.blocks_to_align -> blocks of a decoder that __call__(z, tap=i) also gives the features of,
+        [B, h, w, D] (criteria.alignment); 0, or nothing, for none
     sizes.last -> path of the kernel of a decoder's last layer, at which losses are balanced
 """
 

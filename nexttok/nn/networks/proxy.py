@@ -45,6 +45,11 @@ class ProxySizes(vit.ViTSizes):
         check(least, f"{self.where}.code_channels", self.code_channels, "at least 1")
 
     @property
+    def blocks_to_align(self) -> int:
+        """None: what is aligned are pictures of the transformer's own."""
+        return 0
+
+    @property
     def pixels(self) -> pooled_conv.PooledConfig:
         """The VQGAN's decoder."""
         return pooled_conv.PooledConfig(
@@ -62,7 +67,7 @@ class Decoder(vit.Decoder):
 
     @nn.compact
     def __call__(self, z: Float[Array, "B *g c"]) -> Float[Array, "B *s C"]:
-        s, h = self.sizes, self.features(z)
+        s, (h, _) = self.sizes, self.features(z)
         h = jnp.tanh(Linear(2 * s.width, dtype=s.dtype, name="fc1")(h))
         logits = Linear(s.codes, name="logits")(h).astype(jnp.float32)
         rows = self.param("embedding", INITS["normal02"], (s.codes, s.code_channels))

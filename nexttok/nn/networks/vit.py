@@ -114,6 +114,11 @@ class ViTSizes:
             remat=self.remat, dtype=self.dtype,
         )  # fmt: skip
 
+    @property
+    def blocks_to_align(self) -> int:
+        """Blocks of the decoder whose features can be aligned: those of pictures."""
+        return self.depth if len(self.patch) == 2 else 0
+
     def patches(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Patches per axis."""
         return divided(image_shape, self.patch, self.where)
@@ -227,20 +232,23 @@ class Decoder(nn.Module):
         z: Float[Array, "B *g c"],
         keep: Int[Array, "B"] | None = None,
         grid: tuple[int, ...] = (),
-    ) -> Float[Array, "B *s C"]:
-        s, h, grid = self.sizes, self.features(z, keep, grid), grid or self.grid
+        tap: int = -1,
+    ):
+        s, (h, tapped), grid = self.sizes, self.features(z, keep, grid, tap), grid or self.grid
         init = "zeros" if s.zero_output else "xavier"
         count = self.channels * int(np.prod(s.patch))
         pixels = Linear(count, init=init, name="to_patches")(h)
-        return unpatchify(pixels, grid, s.patch)
+        pictures = unpatchify(pixels, grid, s.patch)
+        return pictures if tap < 0 else (pictures, tapped.reshape(len(z), *grid, s.width))
 
     def features(
         self,
         z: Float[Array, "B *g c"],
         keep: Int[Array, "B"] | None = None,
         grid: tuple[int, ...] = (),
-    ) -> Float[Array, "B N D"]:
-        """One vector per patch."""
+        tap: int = -1,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"] | None]:
+        """One vector per patch, at the end and after block `tap`."""
         s, count = self.sizes, int(np.prod(grid or self.grid))
         h = Linear(s.width, dtype=s.dtype, name="from_latents")(z.reshape(len(z), -1, z.shape[-1]))
         if s.registers:
@@ -256,9 +264,11 @@ class Decoder(nn.Module):
         if keep is not None:  # nothing sees a latent past it, of a later step
             last = others + keep[:, None]
             steps = (jnp.arange(h.shape[1])[None] >= last).astype(jnp.int32)
-        h, _, _ = Transformer(s.trunk, name="trunk")(h, steps=steps)
-        h = h[:, int(s.class_token) :][:, :count]
-        return s.trunk.norm_layer("norm_out")(h) if s.final_norm else h
+        h, _, tapped = Transformer(s.trunk, name="trunk")(h, steps=steps, tap=tap)
+        first = int(s.class_token)
+        tapped = None if tapped is None else tapped[:, first : first + count]
+        h = h[:, first : first + count]
+        return s.trunk.norm_layer("norm_out")(h) if s.final_norm else h, tapped
 
 
 def make(section, dtype: str, where: str) -> ViTSizes:

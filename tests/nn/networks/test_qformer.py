@@ -76,7 +76,7 @@ def test_the_decoder_begins_with_the_first_latent_and_reads_them_all():
     module = sizes().decoder(SHAPE)
     z = jax.random.normal(jax.random.key(0), (2, 8, 4))
     variables = module.init(jax.random.key(1), z)
-    pictures, tapped = module.apply(variables, z, 0)
+    pictures, tapped = module.apply(variables, z, tap=0)
     assert pictures.shape == (2, *SHAPE)
     assert tapped.shape == (2, 4, 4, 16)
     np.testing.assert_array_equal(pictures, module.apply(variables, z))
