@@ -1,5 +1,5 @@
-"""DetailFlow: 1D Coarse-to-Fine Autoregressive Image Generation via Next-Detail Prediction (Liu et
-al., 2025).
+"""DetailFlow: 1D Coarse-to-Fine Autoregressive Image Generation via Next-Detail Prediction
+(Liu et al., 2025).
 
     python -m nexttok.main --config=configs/detailflow.py --workdir=runs/detailflow
 

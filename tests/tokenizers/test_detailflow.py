@@ -100,11 +100,11 @@ def test_codes_of_a_group_ignore_the_groups_after_it():
 
 
 def test_the_first_group_is_causal_and_the_others_see_themselves():
+    own = params()
+
     def latents(change):
-        moved = params()["registers"]["registers"] + change
-        return MODEL.latents(
-            params() | {"registers": params()["registers"] | {"registers": moved}}, IMAGES
-        ).sum((0, 2))
+        moved = own["registers"] | {"registers": own["registers"]["registers"] + change}
+        return MODEL.latents(own | {"registers": moved}, IMAGES).sum((0, 2))
 
     read = jnp.abs(jax.jit(jax.jacobian(latents))(jnp.zeros((COUNT, 16)))).max(-1) > 1e-9
     step = np.asarray([0, 1, 2, 2, 3, 3, 4, 4])
