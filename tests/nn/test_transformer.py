@@ -291,7 +291,7 @@ def test_gated_branches_add_nothing_at_first():
 def test_cross_attention_turns_queries_alone():
     attention, table = Attention(16, 8), rope_table(grid_positions((6,)), 8)
     context = jax.random.normal(jax.random.key(3), (2, 4, 16))
-    params = attention.init(jax.random.key(0), X, context=context)
+    params = attention.init_with_output(jax.random.key(0), X, context=context)[1]
     run = lambda rotary: attention.apply(params, X, rotary=jnp.asarray(rotary), context=context)[0]
     turned, still = run(table), attention.apply(params, X, context=context)[0]
     np.testing.assert_allclose(turned[:, 0], still[:, 0], atol=1e-6)  # place 0 is not turned

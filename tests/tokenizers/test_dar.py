@@ -15,7 +15,6 @@ from nexttok.bottlenecks import vq
 from nexttok.config import ConfigError
 from nexttok.main import load_config
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
-from nexttok.nn.vit import FeatureEncoder, ViTConfig
 from nexttok.rng import stream
 from nexttok.tokenizers import criteria, dar
 from nexttok.tokens import Tokens
@@ -188,10 +187,10 @@ def test_the_perceptual_loss_sees_unscaled_pictures(monkeypatch):
 
 
 def test_alignment_averages_cells_and_pulls_the_denoisers_features():
-    provider = FeatureEncoder(ViTConfig(16, 1, 8, patch=4, side=8, stored_grid=2))
+    provider = types.SimpleNamespace(channels=16, apply=lambda params, image: params["target"])
     tokenizer = make(features=provider, align_weight=1.0)
-    frozen = {"features": jax.jit(provider.init)(jax.random.key(9))}
-    params = randomized(jax.jit(tokenizer.init)(jax.random.key(0)))
+    params = randomized(jax.eval_shape(tokenizer.init, jax.random.key(0)))
+    frozen = {"features": {"target": jax.random.normal(jax.random.key(9), (3, 2, 2, 16))}}
 
     def align(p):
         losses, metrics = tokenizer.loss(p | frozen, {"image": IMAGES}, jax.random.key(1))
@@ -204,9 +203,9 @@ def test_alignment_averages_cells_and_pulls_the_denoisers_features():
     assert float(jnp.abs(grads["projector"]["out"]["kernel"]).max()) > 0
     assert float(jnp.abs(grads["decoder"]["patch_embed"]["kernel"]).max()) > 0
     features, seen = jax.random.normal(jax.random.key(2), (3, 16, 5)), []
-    still = types.SimpleNamespace(apply=lambda params, image: jnp.ones((3, 2, 2, 16)))
     project = lambda cells: seen.append(cells) or jnp.ones((3, 4, 16))
-    distance = criteria.alignment(still, {}, IMAGES, features, (4, 4), project)
+    ones = {"target": jnp.ones((3, 2, 2, 16))}
+    distance = criteria.alignment(provider, ones, IMAGES, features, (4, 4), project)
     np.testing.assert_allclose(distance, jnp.zeros(3), atol=1e-6)
     pooled = features.reshape(3, 2, 2, 2, 2, 5).mean((2, 4)).reshape(3, 4, 5)
     np.testing.assert_allclose(seen[0], pooled, atol=1e-6)
@@ -214,7 +213,7 @@ def test_alignment_averages_cells_and_pulls_the_denoisers_features():
 
 def test_evaluation_decodes_whole_groups():
     exp = experiment.resolve(load_config("configs/dar.py:tiny"))
-    params = randomized(jax.jit(exp.tokenizer.init)(jax.random.key(0)))
+    params = randomized(jax.eval_shape(exp.tokenizer.init, jax.random.key(0)))
     models = evaluate.Models(exp, {"tokenizer": params})
     assert models.lengths == (4, 8, 16)
     x = jax.random.uniform(jax.random.key(1), (2, 16, 16, 1), minval=-1, maxval=1)
