@@ -266,9 +266,9 @@ def test_networks_that_see_all_frames_join_levels_too():
     model = hierarchy.make(common.section(**tokenizers.hierarchy(6, [network], CODES)), "t")
     params = jax.eval_shape(model.init, jax.random.key(0))
     z = jax.ShapeDtypeStruct((2, 4, 4, 4, 6), jnp.float32)
-    found = jax.eval_shape(lambda p, z: model.encode(p, z), params, z)
-    decoded = jax.eval_shape(lambda p, t: model.decode(p, t, (4, 4, 4)), params, found)
-    assert (found.ids.shape, decoded.shape) == ((2, 8 + 64), (2, 4, 4, 4, 8))
+    ids = jax.eval_shape(lambda p, z: model.encode(p, z).ids, params, z)
+    decoded = jax.eval_shape(lambda p, i: model.decode(p, Tokens(ids=i), (4, 4, 4)), params, ids)
+    assert (ids.shape, decoded.shape) == ((2, 8 + 64), (2, 4, 4, 4, 8))
 
 
 def test_sections_that_do_not_fit_are_refused():
