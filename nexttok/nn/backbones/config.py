@@ -162,4 +162,4 @@ class BackboneConfig:
         return np.concatenate([table, np.zeros_like(table[:1])])
 
 
-OWN = ("depth", "adaln", "dtype", "cross", "score_scale")
+OWN = ("depth", "adaln", "dtype", "cross", "score_scale", "norm_input")
