@@ -105,44 +105,70 @@ def test_greedy_codes_are_the_likeliest_of_teacher_forcing():
         return model().logits(params, model().embed(params, ids)[:, :-1], slots)
 
     np.testing.assert_array_equal(forced(initial(), ids).argmax(-1), ids)
+    turned = jax.jit(model().generate)(initial(), slots[:, ::-1])
+    np.testing.assert_array_equal(turned, ids)
     made = jax.jit(model().decode)(initial(), Tokens(values=slots))
     np.testing.assert_allclose(
         made, jax.jit(model().dvae.decode)(initial(), Tokens(ids=ids)), atol=1e-5
     )
 
 
+def test_released_sizes_trace_in_bfloat16():
+    found = config.get_config("shapes3d")
+    made = slate.make(found.tokenizer, (64, 64, 3), found.dtype)
+    params = jax.eval_shape(made.init, jax.random.key(0))
+    x, key = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32), jax.random.key(1)
+    loss, metrics = jax.eval_shape(lambda p, x: made.loss(p, {"image": x}, key), params, x)
+    assert (loss.shape, loss.dtype) == ((2,), jnp.float32)
+    assert "temperature" in metrics
+    drawn = jax.eval_shape(lambda p, x: made.decode(p, made.encode(p, x)), params, x)
+    assert (drawn.shape, drawn.dtype) == (x.shape, jnp.float32)
+
+
+def test_output_layers_start_smaller_by_the_root_of_their_number():
+    """Two layers of self-attention, cross-attention and MLP: six."""
+    blocks = initial()["predictor"]["trunk"]["blocks"]
+    for name in ("attn", "cross"):
+        bound = np.sqrt(6 / (16 + 16))
+        assert 0.9 * bound < float(jnp.abs(blocks[name]["wq"]["kernel"]).max()) < bound
+        gained = float(jnp.abs(blocks[name]["proj"]["kernel"]).max()) * np.sqrt(6)
+        assert 0.9 * bound < gained < bound * (1 + 1e-5)
+
+
+@functools.cache
+def lesson():
+    """Loss, metrics, and the gradients of two of these."""
+
+    @jax.jit
+    def run(params):
+        def loss(params, name=""):
+            total, metrics = model().loss(params, {"image": pictures()}, jax.random.key(7))
+            return metrics[name] if name else (total, metrics)
+
+        names = ("cross_entropy", "fidelity")
+        return *loss(params), {name: jax.grad(loss)(params, name) for name in names}
+
+    return run(initial())
+
+
 def test_each_loss_trains_its_own_parameters():
     """The cross-entropy leaves the discrete VAE alone, and pixels the slots."""
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def gradients(params, name):
-        def total(params):
-            loss, metrics = model().loss(params, {"image": pictures()}, jax.random.key(7))
-            assert loss.shape == (4,)
-            return metrics[name]
-
-        return jax.grad(total)(params)
-
     dvae = {"encoder", "decoder", "quantizer"}
     for name, trained in (("cross_entropy", set(initial()) - dvae), ("fidelity", dvae)):
-        found = gradients(initial(), name)
-        sizes = {k: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(v))
-                 for k, v in found.items()}  # fmt: skip
-        assert {k for k, size in sizes.items() if size > 0} == trained
-        still = [
-            jax.tree_util.keystr(path)
-            for path, g in jax.tree_util.tree_leaves_with_path({k: found[k] for k in trained})
-            if not float(jnp.abs(g).max()) > 0
-        ]
-        assert set(still) <= {"['quantizer']['seen']"}
+        sizes = {
+            jax.tree_util.keystr(path): float(jnp.abs(g).max())
+            for path, g in jax.tree_util.tree_leaves_with_path(lesson()[2][name])
+        }
+        reached = {path for path, size in sizes.items() if size > 0}
+        mine = {path for path in sizes if path.split("'")[1] in trained}
+        assert reached == mine - {"['quantizer']['seen']"}
 
 
 def test_the_loss_is_both_and_counts_steps():
-    loss = jax.jit(lambda p: model().loss(p, {"image": pictures()}, jax.random.key(8)))
-    total, metrics = loss(initial())
-    np.testing.assert_allclose(
-        total.mean(), metrics["fidelity"] + metrics["cross_entropy"], rtol=1e-5
-    )
+    total, metrics, _ = lesson()
+    assert total.shape == (4,)
+    both = metrics["fidelity"] + metrics["cross_entropy"]
+    np.testing.assert_allclose(total.mean(), both, rtol=1e-5)
     assert float(metrics["moves"]["quantizer"]["seen"]) == 1.0
 
 

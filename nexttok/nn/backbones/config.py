@@ -164,5 +164,5 @@ class BackboneConfig:
 
 OWN = (
     "depth", "adaln", "dtype", "cross", "score_scale", "qk_affine", "qk_eps", "residual_gates",
-    "qkv_bias",
+    "qkv_bias", "norm_input",
 )  # fmt: skip
