@@ -4,7 +4,7 @@ Generation" (Xiong et al., 2025).
     python -m nexttok.main --config=configs/gigatok.py --workdir=runs/gigatok
 
 Variants (`--config=configs/gigatok.py:<variant>`):
-  digits   (default) 16 unit codes of 256 in no grid, for scikit-learn's handwritten digits.
+  digits   (default) 32 unit codes of 256 in no grid, for scikit-learn's handwritten digits.
   photos   32 x 32 crops of photographs as 64 codes of 1,024.
   tiny     seconds: the whole path.
   imagenet256_ss | imagenet256_sb | imagenet256_bl | imagenet256_xl_xxl
@@ -38,6 +38,7 @@ def get_config(variant="digits"):
         raise ValueError(f"variant {variant!r}: expected {' | '.join(VARIANTS)}")
     config = tokenizers.config("gigatok")
     config.tokenizer = tokenizers.autoencoder(network(), codes(), warm_start=100)
+    config.train.tokenizer.update(steps=2000, batch_size=32)
     if variant == "photos":
         tokenizers.photos(config)
         config.tokenizer = tokenizers.autoencoder(
@@ -57,8 +58,8 @@ def get_config(variant="digits"):
 def network(**changes):
     """Convolutions of stride 4 around transformers of two blocks."""
     keys = dict(
-        name="qformer", pixel_width=32, multipliers=(1, 2, 2), blocks=1, groups=8, z_channels=64,
-        width=96, depth=2, head_dim=32, tokens=16, queries="levels", remat=False,
+        name="qformer", pixel_width=16, multipliers=(1, 2, 2), blocks=1, groups=8, z_channels=64,
+        width=96, depth=2, head_dim=32, tokens=32, queries="levels", remat=False,
     )  # fmt: skip
     return keys | changes
 
