@@ -31,9 +31,9 @@ def get_config(variant="shapes"):
         raise ValueError(f"variant {variant!r}: expected {' | '.join(VARIANTS)}")
     config = tokenizers.config("larp")
     tokenizers.shapes(config)
-    config.data.resolution = 16
+    config.data.resolution, config.train.tokenizer.steps = 16, 1000
     config.tokenizer = tokenizer(
-        network((4, 4, 4), 128, 4, 32), prior(32, 64, 2, ramp=180, channels=8, size=512),
+        network((4, 4, 4), 128, 4, 32), prior(32, 64, 2, ramp=300, channels=8, size=512),
         reconstruction="l2", reconstruction_weight=4.0,
     )  # fmt: skip
     if variant == "tiny":
