@@ -15,9 +15,9 @@ from nexttok.mesh import path_name
 
 OPTIMIZERS, SCHEDULES = ("adamw", "adam", "lion", "muon"), ("cosine", "linear", "constant")
 
-# Never decayed, whatever their rank: embeddings, positions, learned tokens, biases, scales.
+# Never decayed, whatever their rank: embeddings, positions, learned tokens, biases, scales, gates.
 NO_DECAY = re.compile(
-    r"(bias|scale|gamma|embedding|sums|numbers|positions|registers|sos|\w+_tokens?)$"
+    r"(bias|scale|gamma|gate[12]|embedding|sums|numbers|positions|registers|sos|\w+_tokens?)$"
 )
 
 
