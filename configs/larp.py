@@ -4,7 +4,7 @@
     python -m nexttok.main --config=configs/larp.py --workdir=runs/larp
 
 Variants (`--config=configs/larp.py:<variant>`):
-  shapes       (default) 8 frames of 16 x 16 moving shapes as 32 codes of 512 in no grid.
+  shapes       (default) 8 frames of 16 x 16 moving shapes as 64 codes of 512 in no grid.
   tiny         seconds: the whole path.
   k600_l_long  the released LARP-L-long: 16 frames of 128 x 128 as 1,024 codes of 8,192, of class
                folders of animated pictures (--config.data.source=folder:<path>); trained by its
@@ -31,9 +31,10 @@ def get_config(variant="shapes"):
         raise ValueError(f"variant {variant!r}: expected {' | '.join(VARIANTS)}")
     config = tokenizers.config("larp")
     tokenizers.shapes(config)
-    config.data.resolution, config.train.tokenizer.steps = 16, 1000
+    config.data.resolution = 16
+    config.train.tokenizer.update(steps=1400, batch_size=16)
     config.tokenizer = tokenizer(
-        network((4, 4, 4), 128, 4, 32), prior(32, 64, 2, ramp=300, channels=8, size=512),
+        network((4, 4, 4), 128, 4, 64), prior(64, 64, 2, ramp=420, channels=8, size=512),
         reconstruction="l2", reconstruction_weight=4.0,
     )  # fmt: skip
     if variant == "tiny":
