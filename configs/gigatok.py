@@ -37,12 +37,12 @@ def get_config(variant="digits"):
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}: expected {' | '.join(VARIANTS)}")
     config = tokenizers.config("gigatok")
-    config.tokenizer = tokenizers.autoencoder(network(), codes(), warm_start=100)
+    config.tokenizer = tokenizers.autoencoder(network(), revived(), warm_start=100)
     config.train.tokenizer.update(steps=2000, batch_size=32)
     if variant == "photos":
         tokenizers.photos(config)
         config.tokenizer = tokenizers.autoencoder(
-            network(tokens=64), codes(size=1024), warm_start=100
+            network(tokens=64), revived(size=1024), warm_start=100
         )
     elif variant == "tiny":
         tokenizers.tiny(config)
@@ -67,6 +67,11 @@ def network(**changes):
 def codes(**changes):
     """Unit codes trained by gradient, the encoder's rotated."""
     return tokenizers.codes(gradient="rotation", **changes)
+
+
+def revived(**changes):
+    """In a short training codes without use are drawn from the batch."""
+    return codes(revive="random", revive_below=0.1, **changes)
 
 
 def imagenet(config, pair, flat):
