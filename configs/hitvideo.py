@@ -30,6 +30,7 @@ def get_config(variant="shapes"):
     tokenizers.shapes(config)
     config.data.update(frames=5, resolution=16)
     config.tokenizer = small(16, (1, 2, 4), 512)
+    config.train.tokenizer.batch_size = 16
     if variant == "tiny":
         tokenizers.tiny(config)
         config.tokenizer = small(8, (1, 1, 2), 64)
@@ -50,10 +51,10 @@ def small(width, multipliers, size):
 
 
 def levels(width, networks, size):
-    """Unit codes of what the coarser levels leave."""
-    return tokenizers.hierarchy(
-        width, networks, tokenizers.codes(size=size), combine="residual", dropout=0.2
-    )
+    """Unit codes of what the coarser levels leave; unused ones move to latents, as the few of the
+    coarsest level would else become one."""
+    codes = tokenizers.codes(size=size, revive="anchor")
+    return tokenizers.hierarchy(width, networks, codes, combine="residual", dropout=0.2)
 
 
 def network(width, multipliers, blocks, time_levels, groups=8):
