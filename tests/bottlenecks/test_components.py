@@ -45,7 +45,7 @@ SECTIONS = {
     "transport": dict(name="transport", channels=4, size=16, weight=1e-3, even_weight=1.0,
                       eps=0.05, rounds=20),
     "prior": dict(name="prior", codes=CODES | dict(temperature=0.03, init_codes="kaiming"),
-                  length=6, width=8, depth=1, head_dim=4, dropout=0.1, weight=0.06, rounds=2,
+                  length=8, width=8, depth=1, head_dim=4, dropout=0.1, weight=0.06, rounds=2,
                   replaced=0.5, ramp=4),
     "hierarchy": tokenizers.hierarchy(6, [JOIN], CODES, dropout=0.5),
     "hierarchy_ema": tokenizers.hierarchy(
