@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nexttok import experiment, importing
+from nexttok.experiment import TRAINING_ONLY
 from nexttok.main import load_config, variants_of
 from nexttok.nn.flextok import patch_positions
 from nexttok.nn.networks.vit import fixed_positions
@@ -20,6 +21,7 @@ FILES = {
     "mar_kl": ("mar", "xar"),
     "larp": ("larp",),
     "detailflow": ("detailflow",),
+    "dar": ("dar",),
     "flextok": ("flextok",),
     "flextok_vae": ("flextok",),
 }
@@ -48,6 +50,7 @@ def entries(system, variant, exp):
             "llamagen_vq": released.llamagen_vq,
             "var_vqvae": released.var_vqvae,
             "mar_kl": released.KL16.shapes,
+            "dar": released.dar,
         }[system]()
         return released.blank(shapes)
     encoder, decoder = (int(part[1:]) for part in variant.split("_")[1:])
@@ -73,7 +76,9 @@ def test_paper_scale_sections_take_the_released_entries(system):
             params = known.convert(entries(system, variant, exp), exp)
             model = exp.latent if known.stage == "latent" else exp.tokenizer
             expected = jax.eval_shape(model.init, jax.random.key(0))
-            expected = {k: v for k, v in expected.items() if k not in experiment.TRAINING_ONLY}
-            found = jax.tree.map(np.shape, params)
-            assert found == jax.tree.map(np.shape, expected), f"{name}:{variant}"
+            found, wanted = (
+                {k: jax.tree.map(np.shape, v) for k, v in tree.items() if k not in TRAINING_ONLY}
+                for tree in (params, expected)
+            )
+            assert found == wanted, f"{name}:{variant}"
     assert done

@@ -243,3 +243,44 @@ def detailflow(tokens: int) -> Shapes:
             found |= _layer(f"{name}.layer_norm1", w) | _layer(f"{name}.layer_norm2", w)
             found |= _layer(f"{name}.mlp.fc1", hidden, w) | _layer(f"{name}.mlp.fc2", w, hidden)
     return found
+
+
+def dar(w: int = 768) -> Shapes:
+    """D-AR-tokenizer_v1.pt."""
+    net = "diff_decoder.net"
+    found = {
+        "query_embedding.weight": (1024, 8),
+        "decoder_embedding.weight": (1024, w),
+        "quantize.embedding.weight": (16384, 8),
+        "quantize.codebook_used": (65536,),
+        "quant_in_conv.weight": (8, w, 1, 1),
+        "quant_out_conv.weight": (w, 8, 1, 1),
+    }
+    found |= _layer("patchify", w, 3, 16, 16) | _layer("query_linear", w, 8)
+    found |= _layer(f"{net}.conv_in", w, 192, 1, 1) | _layer(f"{net}.conv_out", 192, w, 1, 1)
+    found |= _layer(f"{net}.cond_mlp", w, w)
+    for i, (inputs, outputs) in enumerate(((w, 2048), (2048, 2048), (2048, 768))):
+        found |= _layer(f"{net}.repa_out.{2 * i}", outputs, inputs)
+    for root in ("encoder_layers", "decoder_layers"):
+        for i in range(8):
+            name = f"{root}.{i}"
+            found |= _normed_attention(f"{name}.attention", w)
+            found |= _layer(f"{name}.norm1", w) | _layer(f"{name}.norm2", w)
+            found |= _layer(f"{name}.mlp.fc1", 4 * w, w) | _layer(f"{name}.mlp.fc2", w, 4 * w)
+            found |= {f"{name}.gate1": (w,), f"{name}.gate2": (w,)}
+    for i in range(12):
+        name = f"{net}.blocks.{i}"
+        for part in ("attention", "cross_attn"):
+            found |= _normed_attention(f"{name}.{part}", w)
+        for part in ("time_embed.mlp", "cond_embed"):
+            found |= _layer(f"{name}.{part}.0", w, w) | _layer(f"{name}.{part}.2", w, w)
+        found |= _layer(f"{name}.mlp.fc1", 4 * w, w) | _layer(f"{name}.mlp.fc2", w, 4 * w)
+        found |= _layer(f"{name}.adaLN_modulation.1", 6 * w, w)
+    return found
+
+
+def _normed_attention(name, w):
+    found = {}
+    for part in ("q", "k", "v", "proj"):
+        found |= _layer(f"{name}.{part}", w, w)
+    return found | _layer(f"{name}.q_norm", 64) | _layer(f"{name}.k_norm", 64)
