@@ -45,8 +45,8 @@ def spectral(out: int, size: int) -> Float[np.ndarray, "o i"]:
 
 def resample(
     x: Float[Array, "B h w C"],
-    rows: Float[np.ndarray, "o h"],
-    columns: Float[np.ndarray, "p w"] | None = None,
+    rows: Float[np.ndarray, "o h"] | Float[Array, "o h"],
+    columns: Float[np.ndarray, "p w"] | Float[Array, "p w"] | None = None,
 ) -> Float[Array, "B o p C"]:
     """Maps resized by a matrix along each axis, by the same one where `columns` is None; in full
     float32."""

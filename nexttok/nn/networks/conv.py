@@ -172,7 +172,7 @@ class RestyledNorm(nn.Module):
         shift = Linear(x.shape[-1], init="normal02", name="shift")(style.mean((1, 2)))[
             :, None, None
         ]
-        y = GroupNorm(self.config.groups, affine=False, name="norm")(x)
+        y = GroupNorm(self.config.groups, affine=False, name="norm")(x.astype(jnp.float32))
         return (scale * y + shift).astype(x.dtype)
 
 

@@ -133,7 +133,7 @@ def test_biases_norms_and_last_layers_that_are_left_out():
         (dict(qkv_bias=False), r"qkv_bias = False: expected True, without bias"),
         (dict(visible="causal"), r"visible = 'causal': expected all, without registers"),
         (dict(patch=(4, 4, 4, 4)), r"patch"),
-        (dict(activation="relu"), r"activation = 'relu'"),
+        (dict(activation="tanh"), r"activation = 'tanh'"),
     ],
 )
 def test_bad_sizes_are_refused(changes, message):
