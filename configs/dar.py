@@ -3,7 +3,7 @@
     python -m nexttok.main --config=configs/dar.py --workdir=runs/dar
 
 Variants (`--config=configs/dar.py:<variant>`):
-  digits   (default) 16 unit codes of 256 in 8 groups, for scikit-learn's handwritten digits: each
+  digits   (default) 32 unit codes of 256 in 8 groups, for scikit-learn's handwritten digits: each
            group denoises one stretch of the way from noise to a picture.
   photos   32 x 32 crops of photographs as 64 codes of 1,024.
   tiny     seconds: the whole path, a generator included.
@@ -26,7 +26,7 @@ def get_config(variant="digits"):
         raise ValueError(f"variant {variant!r}: expected {' | '.join(VARIANTS)}")
     config = tokenizers.config("dar")
     config.tokenizer = tokenizer()
-    config.train.tokenizer.update(steps=1500)
+    config.train.tokenizer.update(steps=1600, batch_size=32)
     if variant == "photos":
         photos(config)
     elif variant == "tiny":
@@ -37,11 +37,14 @@ def get_config(variant="digits"):
 
 
 def tokenizer():
-    """The digits' tokenizer: 16 patches on both sides, 8 groups of 2 codes, 128 bits."""
+    """The digits' tokenizer: 16 patches on both sides, 8 groups of 4 codes, 256 bits.
+
+    So small a picture shows through little noise: high noise levels leave it to the codes.
+    """
     return common.section(
         name="dar",
-        bottleneck=common.section(**tokenizers.codes()),
-        queries=16,
+        bottleneck=common.section(**tokenizers.codes(revive="anchor")),
+        queries=32,
         groups=8,
         query_rank=8,
         encoder_patch=4,
@@ -54,7 +57,7 @@ def tokenizer():
         decoder_depth=4,
         head_dim=32,
         scale=0.6,  # of the data before noise is added
-        shift=2.0,  # of noise levels, 1 for none
+        shift=6.0,  # of noise levels, 1 for none
         flow_steps=8,
         perceptual_weight=0.5,
         perceptual_checkpoint="",  # LPIPS and VGG16 files; "" for a Laplacian pyramid
@@ -78,7 +81,7 @@ def tiny(config):
     """Narrow networks, 4 groups of 4."""
     common.tiny(config)
     config.stages = ("tokenizer", "generator")
-    config.tokenizer.update(groups=4, flow_steps=4, head_dim=16)
+    config.tokenizer.update(queries=16, groups=4, flow_steps=4, head_dim=16)
     for part in ("encoder", "condition", "decoder"):
         config.tokenizer.update({f"{part}_width": 32, f"{part}_depth": 1})
 
@@ -87,9 +90,9 @@ def imagenet(config):
     """The release, and its training script: 1,000 epochs at most."""
     common.imagenet(config)
     config.features.update(name="dinov2", preset="base_224", checkpoint="dinov2_vitb14.safetensors")
-    config.tokenizer.bottleneck.size = 16384
+    config.tokenizer.bottleneck.update(size=16384, revive="none")
     config.tokenizer.update(
-        queries=256, encoder_patch=16, decoder_patch=8, head_dim=64, encoder_depth=8,
+        queries=256, shift=2.0, encoder_patch=16, decoder_patch=8, head_dim=64, encoder_depth=8,
         condition_depth=8, decoder_depth=12, encoder_width=768, condition_width=768,
         decoder_width=768, align_weight=0.5, align_layer=7, align_hidden=2048, remat=True,
     )  # fmt: skip

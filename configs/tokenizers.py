@@ -56,6 +56,14 @@ def codes(**changes):
     return UNIT_CODES | changes
 
 
+def restarted(channels, size):
+    """Moving averages, the first from the first batch; a code used less than once is replaced."""
+    return codes(
+        channels=channels, size=size, normalize=False, update="ema", init_codes="kmeans",
+        revive="random", revive_below=1.0,
+    )  # fmt: skip
+
+
 def hierarchy(inputs, networks, codes, combine="concat", dropout=0.0):
     """Codes of several levels; networks join each level to the coarser one, coarse to fine."""
     joins = {f"level{k + 1}": section(**network) for k, network in enumerate(networks)}
@@ -211,7 +219,9 @@ def video():
 
 def videogpt(**changes):
     """VideoGPT's 3D convolutions at the size of the moving shapes."""
-    network = dict(name="video", width=48, stride=(2, 8, 8), blocks=1, heads=2, groups=8)
+    network = dict(
+        name="video", width=48, stride=(2, 8, 8), blocks=1, heads=2, groups=8, causal=False
+    )
     return autoencoder(network | changes, UNIT_CODES, reconstruction_weight=4.0)
 
 

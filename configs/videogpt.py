@@ -25,12 +25,12 @@ def get_config(variant="shapes"):
     tokenizers.shapes(config)
     config.data.resolution = 16
     config.tokenizer = tokenizers.autoencoder(
-        network(48, (2, 4, 4), 1), restarted(32, 512), reconstruction_weight=4.2
+        network(48, (2, 4, 4), 1), tokenizers.restarted(32, 512), reconstruction_weight=4.2
     )
     if variant == "tiny":
         tokenizers.tiny(config)
         config.tokenizer = tokenizers.autoencoder(
-            network(16, (4, 8, 8), 1), restarted(8, 64), reconstruction_weight=4.2
+            network(16, (4, 8, 8), 1), tokenizers.restarted(8, 64), reconstruction_weight=4.2
         )
     elif variant == "ucf64":
         ucf(config)
@@ -39,15 +39,9 @@ def get_config(variant="shapes"):
 
 def network(width, stride, blocks):
     """3D convolutions with axial attention."""
-    return dict(name="video", width=width, stride=stride, blocks=blocks, heads=2, groups=8)
-
-
-def restarted(channels, size):
-    """Moving averages, the first from the first batch; a code used less than once is replaced."""
-    return tokenizers.codes(
-        channels=channels, size=size, normalize=False, update="ema", init_codes="kmeans",
-        revive="random", revive_below=1.0,
-    )  # fmt: skip
+    return dict(
+        name="video", width=width, stride=stride, blocks=blocks, heads=2, groups=8, causal=False
+    )
 
 
 def ucf(config):
@@ -55,7 +49,7 @@ def ucf(config):
     common.imagenet(config, 64)
     config.data.update(source="folder:UCF-101", frames=16, num_classes=101, augment="none")
     config.tokenizer = tokenizers.autoencoder(
-        network(240, (4, 4, 4), 4), restarted(256, 2048), reconstruction_weight=4.2
+        network(240, (4, 4, 4), 4), tokenizers.restarted(256, 2048), reconstruction_weight=4.2
     )
     config.train.tokenizer.update(
         steps=200_000, batch_size=32, optimizer="adam", learning_rate=3e-4, b2=0.999, clip=0.0,

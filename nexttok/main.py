@@ -21,7 +21,8 @@ MODES = {
     "<workdir>/tokens",
     "cluster": "k-means of a tokenizer's codes into config.eval.clusters coarse labels",
     "sample": "draw images from a finished run (config.sample.*)",
-    "compile": "compile the training steps and print bytes and FLOPs per device; nothing is run",
+    "compile": "compile the training steps and the sampler; print memory, FLOPs, collectives and "
+    "the best possible time per device; nothing is run",
 }
 
 
@@ -194,7 +195,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
     check_workdir(workdir)
     if args.mode == "compile":
-        aot.run_compile(exp, args.topology)
+        aot.run_compile(exp, args.topology, workdir)
     else:
         modes = {
             "train": run.run_train,

@@ -11,3 +11,8 @@ def stream(key: Array, *names: str | int | Array) -> Array:
     for name in names:
         key = jax.random.fold_in(key, zlib.crc32(name.encode()) if isinstance(name, str) else name)
     return key
+
+
+def abstract_key() -> jax.ShapeDtypeStruct:
+    """The shape of a key, to trace with where nothing may run."""
+    return jax.eval_shape(jax.random.key, 0)

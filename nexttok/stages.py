@@ -9,7 +9,7 @@ from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.interop import dino, dinov2, lpips
 from nexttok.mesh import param_shardings
-from nexttok.rng import stream
+from nexttok.rng import abstract_key, stream
 from nexttok.tokens import Tokens
 from nexttok.train import Task
 
@@ -73,7 +73,7 @@ def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
 
 def abstract_params(exp: Experiment, stage: str, mesh=None) -> Any:
     """Shapes (and with a mesh, shardings) of a stage's parameters; nothing is computed."""
-    shapes = jax.eval_shape(make_task(exp, stage).init, jax.random.key(0))
+    shapes = jax.eval_shape(make_task(exp, stage).init, abstract_key())
     if mesh is None:
         return shapes
     return jax.tree.map(

@@ -19,7 +19,7 @@ from nexttok.checkpoint import Checkpoints
 from nexttok.mesh import host_to_device, param_shardings, replicated
 from nexttok.optim import StageConfig, ema_update, make_optimizer, make_schedule
 from nexttok.progress import Progress
-from nexttok.rng import stream
+from nexttok.rng import abstract_key, stream
 from nexttok.writers import Writer
 
 log = logging.getLogger("nexttok")
@@ -90,7 +90,7 @@ def _initializer(task: Task, cfg: StageConfig) -> Callable[[Array], TrainState]:
 
 def abstract_state(task: Task, cfg: StageConfig, mesh) -> TrainState:
     """Shapes and shardings of a stage's state (what a checkpoint restores into); nothing is run."""
-    shapes = jax.eval_shape(_initializer(task, cfg), jax.random.key(0))
+    shapes = jax.eval_shape(_initializer(task, cfg), abstract_key())
     shardings = TrainState(
         step=replicated(mesh),
         params=param_shardings(mesh, shapes.params),

@@ -262,7 +262,9 @@ def test_a_level_of_a_video_does_not_see_later_frames():
 
 
 def test_networks_that_see_all_frames_join_levels_too():
-    network = dict(name="video", width=8, stride=(2, 2, 2), blocks=1, heads=2, groups=4)
+    network = dict(
+        name="video", width=8, stride=(2, 2, 2), blocks=1, heads=2, groups=4, causal=False
+    )
     model = hierarchy.make(common.section(**tokenizers.hierarchy(6, [network], CODES)), "t")
     params = jax.eval_shape(model.init, jax.random.key(0))
     z = jax.ShapeDtypeStruct((2, 4, 4, 4, 6), jnp.float32)

@@ -44,20 +44,44 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2), (2, 1)])
-def test_convolution_is_its_3d_definition(stride):
-    x = normal(0, 2, 4, 6, 6, 3)
-    module = layers.Conv3D(5, stride)
+def test_convolution_is_its_3d_definition(stride, causal):
+    frames = 5 if causal else 4
+    x = normal(0, 2, frames, 6, 6, 3)
+    module = layers.Conv3D(5, stride, causal=causal)
     params = module.init(jax.random.key(1), x)["params"]
     time, side = (3 if s == 1 else 4 for s in stride)
+    time, around = (3, (0, 0)) if causal else (time, (1, 1))
     kernel = params["conv"]["kernel"].reshape(side, side, time, 3, 5).transpose(2, 0, 1, 3, 4)
+    seen = jnp.concatenate([x[:, :1], x[:, :1], x], axis=1) if causal else x
     expected = jax.lax.conv_general_dilated(
-        x, kernel, (stride[0], stride[1], stride[1]), ((1, 1),) * 3,
+        seen, kernel, (stride[0], stride[1], stride[1]), (around, (1, 1), (1, 1)),
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )  # fmt: skip
     got = module.apply({"params": params}, x)
-    assert got.shape == (2, 4 // stride[0], 6 // stride[1], 6 // stride[1], 5)
+    assert got.shape == (2, -(-frames // stride[0]), 6 // stride[1], 6 // stride[1], 5)
     np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_causal_pair_sees_no_later_frame():
+    section = tokenizers.videogpt(width=16, stride=(2, 4, 4), groups=4)
+    changed = sections.changed(section, channels=4, size=32, causal=True)
+    model = autoencoder.make(changed, (5, 8, 8, 3))
+    params = jax.jit(model.init)(jax.random.key(0))
+    x = normal(1, 2, 5, 8, 8, 3)
+    encoder = jax.jit(lambda x: model.latents(params, x))
+    z, other = encoder(x), encoder(x.at[:, 3:].set(normal(2, 2, 2, 8, 8, 3)))
+    assert z.shape == (2, 3, 2, 2, 4)
+    np.testing.assert_allclose(z[:, :2], other[:, :2], atol=1e-5)
+    assert (z[:, 2] != other[:, 2]).any()
+    network = jax.jit(lambda z: model.decoder.apply({"params": params["decoder"]}, z))
+    y, other = network(z), network(z.at[:, 2].set(0.0))
+    assert y.shape == x.shape
+    np.testing.assert_allclose(y[:, :3], other[:, :3], atol=1e-5)
+    assert (y[:, 3:] != other[:, 3:]).any()
+    with pytest.raises(ConfigError, match=r"data\.frames = 4: expected 1 and a multiple of 2"):
+        autoencoder.make(changed, (4, 8, 8, 3))
 
 
 def test_expansion_places_a_cell_where_its_latent_is():

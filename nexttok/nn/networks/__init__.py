@@ -36,3 +36,17 @@ def divided(image_shape: tuple[int, ...], stride: tuple[int, ...], where: str) -
         allowed = f"a multiple of {step}, the stride of config.{where}"
         check(size % step == 0, name, size, allowed)
     return tuple(size // step for size, step in zip(image_shape, stride, strict=False))
+
+
+def causal_divided(
+    image_shape: tuple[int, ...], stride: tuple[int, int, int], where: str
+) -> tuple[int, ...]:
+    """As `divided`, where the first frame stands alone: 1 + k stride[0] frames give 1 + k.
+
+    Raises:
+      ConfigError: as `divided`, or another number of frames.
+    """
+    time = stride[0]
+    frames, *sides = divided(image_shape, (1, *stride[1:]), where)
+    check(frames % time == 1 % time, "data.frames", frames, f"1 and a multiple of {time}")
+    return (-(-frames // time), *sides)

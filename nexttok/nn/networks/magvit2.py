@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from nexttok.config import build, check
 from nexttok.nn.conv import Conv, GroupNorm
 from nexttok.nn.linear import Linear
-from nexttok.nn.networks import divided
+from nexttok.nn.networks import causal_divided
 from nexttok.nn.networks.video import fold, unfold
 
 
@@ -68,10 +68,7 @@ class CausalConfig:
 
     def grid(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Latents (t, h, w) of videos; see networks/__init__.py."""
-        time, rest = self.stride[0], (1, *self.stride[1:])
-        frames, *sides = divided(image_shape, rest, self.where)
-        check(frames % time == 1 % time, "data.frames", frames, f"1 and a multiple of {time}")
-        return (-(-frames // time), *sides)
+        return causal_divided(image_shape, self.stride, self.where)
 
     def encoder(self, image_shape: tuple[int, ...], channels: int) -> "CausalEncoder":
         """Videos -> latents."""

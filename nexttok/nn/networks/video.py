@@ -3,7 +3,9 @@ using VQ-VAE and Transformers", 2021).
 
 [B, T, H, W, C] throughout. A 3D convolution is a 2D one whose channels are the frames under its
 window: on a CPU XLA's own 3D convolutions take 2 to 100 times as long, gradients included.
-Normalization is by groups, where VideoGPT normalizes over the batch.
+Normalization is by groups, where VideoGPT normalizes over the batch. A causal pair, which VideoGPT
+does not have, sees of a frame itself and earlier ones; its first frame stands alone, and attention
+and normalization stay inside a frame.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from nexttok.config import build, check
 from nexttok.nn.attention import attend
 from nexttok.nn.conv import Conv, GroupNorm
 from nexttok.nn.linear import Linear
-from nexttok.nn.networks import divided
+from nexttok.nn.networks import causal_divided, divided
 
 AXES = {"time": 1, "height": 2, "width": 3}
 
@@ -34,6 +36,7 @@ class VideoConfig:
       blocks: residual blocks of each network.
       heads: of the axial attention that ends a block; 0 for none.
       groups: of GroupNorm.
+      causal: no frame sees later ones; 1 + k stride frames become 1 + k.
       where: config section that errors name.
     """
 
@@ -42,6 +45,7 @@ class VideoConfig:
     blocks: int
     heads: int
     groups: int
+    causal: bool
     dtype: str = "float32"
     where: str = "tokenizer.encoder"
     last: ClassVar[tuple[str, ...]] = ("up0", "conv", "conv", "kernel")
@@ -68,7 +72,8 @@ class VideoConfig:
 
     def grid(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Latents (t, h, w) of videos; see networks/__init__.py."""
-        return divided(image_shape, self.stride, self.where)
+        divide = causal_divided if self.causal else divided
+        return divide(image_shape, self.stride, self.where)
 
     def encoder(self, image_shape: tuple[int, ...], channels: int) -> "VideoEncoder":
         """Videos -> latents."""
@@ -92,18 +97,22 @@ class Conv3D(nn.Module):
       features: output channels.
       stride: (time, space); windows are 3 wide, 4 along strided axes.
       bias: whether there is one.
+      causal: windows are 3 frames wide and end at the last frame that an output stands for, the
+        first alone; it is repeated before the clip.
     """
 
     features: int
     stride: tuple[int, int] = (1, 1)
     dtype: str = "float32"
     bias: bool = True
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w D"]:
         (step, space), frames = self.stride, x.shape[1]
-        x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        window = 3 if step == 1 else 4
+        around, mode = ((2, 0), "edge") if self.causal else ((1, 1), "constant")
+        x = jnp.pad(x, ((0, 0), around, (0, 0), (0, 0), (0, 0)), mode=mode)
+        window = 3 if step == 1 or self.causal else 4
         taps = [x[:, i : i + frames - (window - 3) : step] for i in range(window)]
         stacked = jnp.concatenate(taps, axis=-1)
         side = 3 if space == 1 else 4
@@ -127,24 +136,29 @@ class Expand(nn.Module):
     features: int
     stride: tuple[int, int]
     dtype: str
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B t h w C"]) -> Float[Array, "B T H W D"]:
         time, space = self.stride
         cell = (time, space, space)
-        y = Conv3D(self.features * math.prod(cell), dtype=self.dtype, name="conv")(x)
-        return unfold(y, cell)
+        y = Conv3D(
+            self.features * math.prod(cell), dtype=self.dtype, causal=self.causal, name="conv"
+        )(x)
+        return unfold(y, cell)[:, time - 1 if self.causal else 0 :]
 
 
 class Normed(nn.Module):
-    """relu of a group normalization over the whole clip."""
+    """relu of a group normalization over the whole clip, or over every frame."""
 
     groups: int
+    framewise: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         b, t, h, w, c = x.shape
-        y = GroupNorm(self.groups, name="norm")(x.reshape(b, t * h, w, c))
+        rows = (b * t, h, w, c) if self.framewise else (b, t * h, w, c)
+        y = GroupNorm(self.groups, name="norm")(x.reshape(rows))
         return jax.nn.relu(y).reshape(x.shape)
 
 
@@ -179,13 +193,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         c = self.config
-        h = Normed(c.groups, name="in1")(x)
-        h = Conv3D(c.width // 2, dtype=c.dtype, bias=False, name="conv1")(h)
-        h = Normed(c.groups, name="in2")(h)
+        h = Normed(c.groups, c.causal, name="in1")(x)
+        h = Conv3D(c.width // 2, dtype=c.dtype, bias=False, causal=c.causal, name="conv1")(h)
+        h = Normed(c.groups, c.causal, name="in2")(h)
         h = Linear(c.width, bias=False, dtype=c.dtype, name="out")(h)
         if c.heads:
-            h = Normed(c.groups, name="in3")(h)
-            h = sum(AxisAttention(a, c.heads, c.dtype, name=n)(h) for n, a in AXES.items())
+            h = Normed(c.groups, c.causal, name="in3")(h)
+            axes = {n: a for n, a in AXES.items() if n != "time" or not c.causal}
+            h = sum(AxisAttention(a, c.heads, c.dtype, name=n)(h) for n, a in axes.items())
         return x + h
 
 
@@ -196,9 +211,10 @@ class Blocks(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        for i in range(self.config.blocks):
-            x = Block(self.config, name=f"res{i}")(x)
-        return Normed(self.config.groups, name="last")(x)
+        c = self.config
+        for i in range(c.blocks):
+            x = Block(c, name=f"res{i}")(x)
+        return Normed(c.groups, c.causal, name="last")(x)
 
 
 class VideoEncoder(nn.Module):
@@ -211,8 +227,9 @@ class VideoEncoder(nn.Module):
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w c"]:
         c = self.config
         for i, stride in enumerate(c.stages):
-            x = jax.nn.relu(Conv3D(c.width, stride, c.dtype, name=f"conv{i}")(x))
-        x = Conv3D(c.width, dtype=c.dtype, name="conv_last")(x)
+            conv = Conv3D(c.width, stride, c.dtype, causal=c.causal, name=f"conv{i}")
+            x = jax.nn.relu(conv(x))
+        x = Conv3D(c.width, dtype=c.dtype, causal=c.causal, name="conv_last")(x)
         return Linear(self.channels, name="out")(Blocks(c, name="stack")(x))
 
 
@@ -227,9 +244,9 @@ class VideoDecoder(nn.Module):
         c = self.config
         x = Blocks(c, name="stack")(Linear(c.width, dtype=c.dtype, name="out")(z))
         for i in reversed(range(1, len(c.stages))):
-            x = jax.nn.relu(Expand(c.width, c.stages[i], c.dtype, name=f"up{i}")(x))
+            x = jax.nn.relu(Expand(c.width, c.stages[i], c.dtype, c.causal, name=f"up{i}")(x))
         stride = c.stages[0] if c.stages else (1, 1)
-        return Expand(self.channels, stride, c.dtype, name="up0")(x).astype(jnp.float32)
+        return Expand(self.channels, stride, c.dtype, c.causal, name="up0")(x).astype(jnp.float32)
 
 
 def make(section, dtype: str, where: str) -> VideoConfig:

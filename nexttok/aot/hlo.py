@@ -1,0 +1,354 @@
+"""What a compiled program costs, counted from its text.
+
+XLA's own cost analysis counts the body of a loop once; here every loop counts as often as it runs,
+so that scanned layers, decode steps and micro-batches cost what they cost. Bytes are those of
+high-bandwidth memory: operands that XLA keeps on the chip's own memory are free, and of an array of
+which a fusion reads or writes a slice only the slice counts.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2,
+    "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+    "c64": 8,
+}  # fmt: skip
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute", "collective-broadcast",
+)  # fmt: skip
+# Instructions that move nothing: names, control, and the second halves of asynchronous pairs.
+FREE = (
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "domain",
+)  # fmt: skip
+SLICES = ("dynamic-slice", "slice", "gather")
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array of a program: element type, sizes, and whether it lives in high-bandwidth memory."""
+
+    kind: str
+    sizes: tuple[int, ...]
+    remote: bool
+
+    @property
+    def bytes(self) -> float:
+        """Its size."""
+        return BYTES.get(self.kind, 0) * math.prod(self.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation; a tuple has several shapes."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    argument: str
+    attributes: str
+
+    def called(self, *keys: str) -> list[str]:
+        """Names of computations under attributes such as body=."""
+        found = []
+        for key in keys:
+            for one, several in re.findall(
+                rf"\b{key}=(?:%([\w.\-]+)|\{{([^}}]*)\}})", self.attributes
+            ):
+                found += [one] if one else re.findall(r"%([\w.\-]+)", several)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind and group size: bytes that one chip sends, and how often."""
+
+    kind: str
+    group: int
+    bytes: float
+    count: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Of one chip in one run of a program.
+
+    Attributes:
+      flops: of matrix products, convolutions, and kernels that state theirs.
+      bytes: of high-bandwidth memory, read or written.
+      collectives: by kind and group size.
+      unknown_loops: loops whose number of rounds the text does not tell; they count once.
+    """
+
+    flops: float
+    bytes: float
+    collectives: tuple[Collective, ...]
+    unknown_loops: int
+
+
+def _balanced(text: str, start: int) -> int:
+    """Index just past the bracket that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += text[i] in "([{"
+        depth -= text[i] in ")]}"
+        if not depth:
+            return i + 1
+    raise ValueError(f"unbalanced brackets in {text[:80]!r}")
+
+
+def shapes_of(text: str) -> tuple[Shape, ...]:
+    """Arrays in the text of a type; memory space 0 is high-bandwidth memory."""
+    found = []
+    for kind, sizes, layout in ARRAY.findall(text):
+        space = re.search(r"S\((\d+)\)", layout)
+        sizes = tuple(int(s) for s in sizes.split(",") if s)
+        found.append(Shape(kind, sizes, not space or space[1] == "0"))
+    return tuple(found)
+
+
+def instruction(line: str) -> Instruction | None:
+    """Reads "%name = type opcode(operands), attributes"; None for another line."""
+    head, equals, rest = line.strip().removeprefix("ROOT ").partition(" = ")
+    if not equals or not head.startswith("%"):
+        return None
+    end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
+    kinds, rest = rest[:end], rest[end:].strip()
+    open_ = rest.find("(")
+    close = _balanced(rest, open_)
+    argument = rest[open_ + 1 : close - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", argument))
+    return Instruction(head[1:], shapes_of(kinds), rest[:open_], operands, argument, rest[close:])
+
+
+class Program:
+    """Computations of a compiled program by name.
+
+    Attributes:
+      computations: name -> instructions by name, in order.
+      entry: name of the one that runs.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.roots: dict[str, Instruction] = {}
+        self.entry, here = "", ""
+        for line in text.splitlines():
+            header = re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line)
+            if header:
+                here = header[2]
+                self.computations[here] = {}
+                self.entry = here if header[1] else self.entry
+            elif here and line.startswith("  "):
+                found = instruction(line)
+                if found is not None:
+                    self.computations[here][found.name] = found
+                    if line.startswith("  ROOT "):
+                        self.roots[here] = found
+
+    def costs(self) -> Costs:
+        """Of one run."""
+        flops, moved, unknown = 0.0, 0.0, 0
+        sent: dict[tuple[str, int], list[float]] = {}
+        for name, times, fused, known in self._runs(self.entry, 1.0, False):
+            unknown += not known
+            here = self.computations[name]
+            for x in here.values():
+                flops += times * _flops(x, here)
+                if not fused:
+                    moved += times * self._moved(x, here)
+                found = _collective(x, here)
+                if found is not None:
+                    total = sent.setdefault(found[:2], [0.0, 0.0])
+                    total[0] += times * found[2]
+                    total[1] += times
+        collectives = tuple(Collective(*key, *sent[key]) for key in sorted(sent))
+        return Costs(flops, moved, collectives, unknown)
+
+    def _runs(
+        self, name: str, times: float, fused: bool, known: bool = True
+    ) -> Iterator[tuple[str, float, bool, bool]]:
+        """(computation, how often it runs, whether inside a fusion, whether that is certain)."""
+        yield name, times, fused, known
+        for x in self.computations[name].values():
+            if x.opcode == "while":
+                rounds = self._rounds(x)
+                for body in x.called("body"):
+                    yield from self._runs(body, times * (rounds or 1), fused, rounds is not None)
+            elif x.opcode == "conditional":
+                branches = x.called("branch_computations", "true_computation", "false_computation")
+                for branch in branches:
+                    yield from self._runs(branch, times / len(branches), fused)
+            elif x.opcode in ("fusion", "call", "async-start"):
+                inside = fused or x.opcode == "fusion"
+                for called in x.called("calls", "to_apply"):
+                    yield from self._runs(called, times, inside)
+
+    def _rounds(self, loop: Instruction) -> int | None:
+        """Rounds of a loop: as XLA states them, or the bound of its counter."""
+        stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if stated:
+            return int(stated[1])
+        (condition,) = loop.called("condition")
+        here, root = self.computations[condition], self.roots[condition]
+        while root.opcode == "fusion":  # a comparison that was fused
+            (inner,) = root.called("calls")
+            here, root = here | self.computations[inner], self.roots[inner]
+        bounds = [int(x.argument) for x in here.values()
+                  if x.opcode == "constant" and re.fullmatch(r"\d+", x.argument)]  # fmt: skip
+        fits = root.opcode == "compare" and "direction=LT" in root.attributes
+        return bounds[0] if fits and len(bounds) == 1 else None
+
+    def _moved(self, x: Instruction, here: dict[str, Instruction]) -> float:
+        """Bytes of high-bandwidth memory that an instruction reads and writes."""
+        if x.opcode in FREE or x.opcode.endswith("-done"):
+            return 0.0
+        read = [here[o].shapes for o in x.operands if o in here]
+        written = sum(s.bytes for s in x.shapes if s.remote)
+        if x.opcode in SLICES:
+            return 2 * written if any(s.remote for s in read[0]) else written
+        if x.opcode == "dynamic-update-slice":
+            return 2 * sum(s.bytes for s in read[1]) if x.shapes[0].remote else 0.0
+        if x.opcode.endswith("-start"):
+            return sum(s.bytes for s in read[0] if s.remote)
+        total = 0.0
+        inner = next(iter(x.called("calls")), "") if x.opcode == "fusion" else ""
+        if inner:
+            written = self._written(inner, x)
+        for i, shapes in enumerate(read):
+            whole = sum(s.bytes for s in shapes if s.remote)
+            total += min(whole, self._used(inner, i)) if inner and whole else whole
+        return total + written
+
+    def _used(self, name: str, index: int) -> float:
+        """Bytes of its operand that a fusion reads: of slices, where it only takes slices."""
+        body = self.computations[name]
+        for p in body.values():
+            if p.opcode == "parameter" and p.argument == str(index):
+                break
+        else:
+            return math.inf
+        total, names = 0.0, [p.name]
+        for x in body.values():
+            if not set(names) & set(x.operands):
+                continue
+            if x.opcode == "bitcast":
+                names.append(x.name)
+            elif x.opcode in SLICES and x.operands[0] in names:
+                total += sum(s.bytes for s in x.shapes)
+            elif x.opcode == "dynamic-update-slice" and x.operands[0] in names:
+                total += 0.0  # written in place
+            else:
+                return math.inf
+        return total
+
+    def _written(self, name: str, fusion: Instruction) -> float:
+        """Bytes that a fusion writes: of the slice, where it updates one in place."""
+        whole = sum(s.bytes for s in fusion.shapes if s.remote)
+        body = self.computations[name]
+        updates = [x for x in body.values() if x.opcode == "dynamic-update-slice"]
+        for x in updates:
+            target = sum(s.bytes for s in x.shapes)
+            if any(s.remote and s.bytes == target for s in fusion.shapes):
+                whole -= target - sum(s.bytes for s in body[x.operands[1]].shapes)
+        return max(whole, 0.0)
+
+
+def parse(text: str) -> Costs:
+    """Costs of the text of a compiled program, `compiled.as_text()`."""
+    return Program(text).costs()
+
+
+def _flops(x: Instruction, here: dict[str, Instruction]) -> float:
+    if x.opcode == "dot":
+        (left, *_), out = here[x.operands[0]].shapes, x.shapes[0]
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", x.attributes)[1]
+        inner = math.prod(left.sizes[int(a)] for a in axes.split(",") if a)
+        return 2.0 * math.prod(out.sizes) * inner
+    if x.opcode == "convolution":
+        return _convolution(x, *(here[o].shapes[0].sizes for o in x.operands))
+    if x.opcode == "custom-call":
+        stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', x.attributes)
+        return float(stated[1]) if stated else 0.0
+    return 0.0
+
+
+def _convolution(x: Instruction, image: tuple[int, ...], kernel: tuple[int, ...]) -> float:
+    """Products of pixels that exist: padding and the holes of dilation cost nothing."""
+    left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes).groups()
+    window = re.search(r"window=\{([^}]*)\}", x.attributes)
+    options = dict(o.split("=") for o in window[1].split()) if window else {}
+    sizes = x.shapes[0].sizes
+    groups = re.search(r"batch_group_count=(\d+)", x.attributes)
+    total = 2.0 * kernel[right.index("i")] * sizes[out.index("f")] * sizes[out.index("b")]
+    spatial = sorted(c for c in out if c.isdigit())
+    for k, c in enumerate(spatial):
+
+        def option(name, default, k=k):
+            found = options.get(name)
+            return found.split("x")[k] if found else default
+
+        low = int(option("pad", "0_0").split("_")[0])
+        stride, spread = int(option("stride", 1)), int(option("lhs_dilate", 1))
+        step = int(option("rhs_dilate", 1))
+        side, taps, places = image[left.index(c)], kernel[right.index(c)], sizes[out.index(c)]
+        total *= _hits(places, stride, taps, step, low, side, spread)
+    return total / (int(groups[1]) if groups else 1)
+
+
+def _hits(places, stride, taps, step, low, side, spread) -> int:
+    """Pairs of an output place and a tap that meet a pixel."""
+    reach = (side - 1) * spread
+    count = 0
+    for tap in range(taps):
+        at = tap * step - low  # pixel of place 0; of place p it is at + p stride
+        first = max(0, -(at // stride)) if at < 0 else 0
+        last = min(places - 1, (reach - at) // stride)
+        if last < first:
+            continue
+        if spread == 1:
+            count += last - first + 1
+            continue
+        count += sum((at + p * stride) % spread == 0 for p in range(first, last + 1))
+    return count
+
+
+def _collective(x: Instruction, here: dict[str, Instruction]) -> tuple[str, int, float] | None:
+    """(kind, group size, bytes that one chip sends in the best ring)."""
+    kind = x.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    group = group_size(x.attributes)
+    given = sum(s.bytes for o in x.operands for s in here[o].shapes)
+    share = (group - 1) / group
+    sent = {
+        "all-gather": given * (group - 1),
+        "all-reduce": 2 * given * share,
+        "reduce-scatter": given * share,
+        "all-to-all": given * share,
+        "ragged-all-to-all": given * share,
+    }
+    return kind, group, sent.get(kind, given)
+
+
+def group_size(attributes: str) -> int:
+    """Chips that one collective joins; 2 for a permutation, whose pairs it lists."""
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    if mesh:
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(axes[a]) for a in re.findall(r"'(\w+)'", mesh[2]))
+    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
+    if tiled:
+        return int(tiled[2])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    if listed:
+        return len(listed[1].split(","))
+    if "source_target_pairs" in attributes:
+        return 2
+    raise ValueError(f"no groups in {attributes[:200]!r}")

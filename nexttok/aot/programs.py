@@ -1,0 +1,124 @@
+"""The programs of an experiment that run on accelerators, as shapes on a mesh."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from nexttok import experiment, flops, sampling, train
+from nexttok.experiment import Experiment
+from nexttok.mesh import batch_sharding, replicated, use_mesh
+from nexttok.rng import abstract_key
+from nexttok.stages import FILES, abstract_params, checkpoints, frozen_for, make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One jitted function and the shapes it is compiled for.
+
+    Attributes:
+      name: "<stage> step" or "sampler".
+      batch: examples of one run, of all devices.
+      parameters: trained ones of a step, all that are read of the sampler.
+      lower: () -> the lowered function, on the mesh that is in use.
+      model_flops: () -> FLOPs that the model asks for in one run, of all devices: the gradient of
+        a step without rematerialization and without its optimizer, the sampler as it is.
+    """
+
+    name: str
+    batch: int
+    parameters: int
+    lower: Callable[[], Any]
+    model_flops: Callable[[], float]
+
+
+def of(exp: Experiment, mesh) -> Iterator[Program]:
+    """Every stage's training step, and the sampler where there is a generator."""
+    for stage in exp.train:
+        yield training(exp, stage, mesh)
+    if exp.generator is not None:
+        yield sampler(exp, mesh)
+
+
+def training(exp: Experiment, stage: str, mesh) -> Program:
+    """One stage's step with its real batch."""
+    cfg, task = exp.train[stage], make_task(exp, stage)
+    with use_mesh(mesh):
+        state = train.abstract_state(task, cfg, mesh)
+        frozen = frozen_for(exp, stage, _done(exp, stage, mesh))
+    batch = _images(exp, cfg.batch_size, mesh)
+
+    def lower():
+        step = jax.jit(train.make_step(task, cfg), donate_argnums=0)
+        return step.lower(state, frozen, batch)
+
+    def asked():
+        plain = make_task(experiment.resolve(without_remat(exp.config)), stage)
+        given = batch | {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+
+        def grad(params, frozen, batch, key):
+            return train.loss_and_grad(plain, params, frozen, batch, key, 1)
+
+        return flops.count(grad, state.params, frozen, given, abstract_key())
+
+    return Program(f"{stage} step", cfg.batch_size, _size(state.params), lower, asked)
+
+
+def sampler(exp: Experiment, mesh) -> Program:
+    """Tokens of at least eval.batch_size samples, as many as divide over the devices."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch = -(-exp.eval.batch_size // ways) * ways
+    with use_mesh(mesh):
+        params = {s: abstract_params(exp, s, mesh) for s in ("tokenizer", "generator")}
+    rows = batch_sharding(mesh)
+    spec = exp.generator.spec
+    kind = (jnp.int32, ()) if spec.vocab else (jnp.float32, (spec.channels,))
+    given = jax.ShapeDtypeStruct((batch, spec.length, *kind[1]), kind[0], sharding=rows)
+    label = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows)
+    key = abstract_key()
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    sample = sampling.sampler(exp)
+    args = (params, label, key, given)
+    size = _size(params["generator"])
+    return Program(
+        "sampler", batch, size, lambda: sample.lower(*args), lambda: flops.count(sample, *args)
+    )
+
+
+def without_remat(config: ConfigDict) -> ConfigDict:
+    """The config with every `remat` off."""
+    found = config.copy_and_resolve_references()
+
+    def clear(section):
+        for name, value in section.items():
+            if isinstance(value, ConfigDict):
+                clear(value)
+            elif name == "remat":
+                section[name] = False
+
+    clear(found)
+    return found
+
+
+def _done(exp, stage, mesh):
+    """Shapes of what the other stages and the files of losses hold."""
+    done = {s: abstract_params(exp, s, mesh) for s in exp.train if s != stage}
+    if exp.features is not None:
+        done["features"] = jax.eval_shape(exp.features.init, abstract_key())
+    return done | {name: FILES[name].shapes() for name in checkpoints(exp, stage)}
+
+
+def _images(exp, size, mesh):
+    rows = batch_sharding(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct((size, *exp.image_shape), jnp.float32, sharding=rows),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
+    }
+
+
+def _size(tree):
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(tree))

@@ -1,0 +1,121 @@
+"""Costs read off compiled programs, against what is known of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nexttok import chips
+from nexttok.aot import hlo, report
+
+
+def mesh():
+    return jax.make_mesh((2, 4), ("data", "tensor"), (AxisType.Auto,) * 2)
+
+
+def shaped(shape, *spec):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh(), P(*spec)))
+
+
+@functools.cache
+def layers(rounds):
+    """Costs of `rounds` products x @ w, rows over 2 and columns over 4 devices."""
+
+    def run(x, w):
+        def layer(x, w):
+            x = jax.lax.with_sharding_constraint(x @ w, NamedSharding(mesh(), P("data", None)))
+            return x, None
+
+        return jax.lax.scan(layer, x, w)[0]
+
+    x, w = shaped((16, 32), "data", None), shaped((rounds, 32, 32), None, None, "tensor")
+    return hlo.parse(jax.jit(run).lower(x, w).compile().as_text())
+
+
+@pytest.mark.parametrize("rounds", [2, 7])
+def test_a_loop_costs_its_rounds(rounds):
+    costs = layers(rounds)
+    assert costs.unknown_loops == 0
+    assert costs.flops == rounds * 2 * 8 * 32 * 32  # half of the rows, all columns
+    (gather,) = costs.collectives
+    assert (gather.kind, gather.group, gather.count) == ("all-gather", 4, rounds)
+    assert gather.bytes == rounds * 3 * (32 * 8 * 4)  # of w, to the three other devices
+
+
+@pytest.mark.parametrize("options", [
+    dict(window_strides=(1, 1), padding="SAME"),
+    dict(window_strides=(2, 2), padding=((0, 1), (0, 1))),
+    dict(window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 2)),
+    dict(window_strides=(1, 1), padding=((1, 2), (2, 1)), lhs_dilation=(2, 3)),
+])  # fmt: skip
+def test_convolutions_cost_what_xla_counts(options):
+    def conv(x, k):
+        return jax.lax.conv_general_dilated(
+            x, k, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+        )
+
+    x = jax.ShapeDtypeStruct((2, 8, 9, 3), jnp.float32)
+    k = jax.ShapeDtypeStruct((3, 3, 3, 5), jnp.float32)
+    compiled = jax.jit(conv).lower(x, k).compile()
+    assert hlo.parse(compiled.as_text()).flops == compiled.cost_analysis()["flops"]
+
+
+TPU = """
+%take (p: f32[12,256,128], i: s32[]) -> f32[256,128] {
+  %p = f32[12,256,128]{2,1,0:T(8,128)} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,256,128]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), sizes={1,256,128}
+  ROOT %flat = f32[256,128]{1,0:T(8,128)S(1)} bitcast(%slice)
+}
+
+ENTRY %main (w: f32[12,256,128], i: s32[]) -> f32[256,128] {
+  %w = f32[12,256,128]{2,1,0:T(8,128)} parameter(0)
+  %i = s32[] parameter(1)
+  %one = f32[256,128]{1,0:T(8,128)S(1)} fusion(%w, %i), kind=kLoop, calls=%take
+  ROOT %all = f32[256,128]{1,0:T(8,128)} all-reduce(%one), replica_groups=[2,4]<=[8]
+}
+"""
+
+
+def test_slices_and_memory_on_the_chip():
+    """A layer's weights are read, not the stack of all; what stays on the chip is free."""
+    costs, size = hlo.parse(TPU), 256 * 128 * 4
+    assert costs.bytes == size + 4 + size  # the slice and its index are read, the sum written
+    assert costs.collectives == (hlo.Collective("all-reduce", 4, 2 * size * 3 / 4, 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("replica_groups={{0,4,8,12},{1,5,9,13}}", 4),
+        ("replica_groups=[8,2]<=[4,4]T(1,0)", 2),
+        ("replica_groups=mesh['a'=4,'b'=2,'c'=3] {'a','c'}", 12),
+        ("source_target_pairs={{0,1},{1,0}}", 2),
+    ],
+)
+def test_sizes_of_groups(text, size):
+    assert hlo.group_size(text) == size
+
+
+def test_the_roofline_is_the_slowest_part():
+    chip = chips.Chip(flops=100.0, memory=1.0, bandwidth=10.0, link=1.0)
+    costs = hlo.Costs(200.0, 30.0, (hlo.Collective("all-gather", 16, 8.0, 1.0),), 0)
+    found = report.roofline(costs, chip, [4, 4], asked=100.0)
+    assert found["compute_seconds"] == 2.0
+    assert found["memory_seconds"] == 3.0
+    assert found["collective_seconds"] == 4.0  # 16 devices are two axes of a 4 x 4 torus
+    assert found["seconds"] == 4.0
+    assert found["mfu_bound"] == 0.25
+
+
+def test_what_does_not_fit_says_by_how_much():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert report.excess(said) == {"bytes": 20.5 * 2**30, "capacity": 15.75 * 2**30}
+    assert report.excess("INTERNAL: something else") is None
+    row = dict(program="tokenizer step", parameters=7, batch=8, devices=4, kind="TPU v5 lite",
+               mesh={"data": 4}, fits=False, bytes=3 * 2**30, capacity=2 * 2**30)  # fmt: skip
+    assert "3.00 of 2.0 GiB: does not fit, by 1.00 GiB" in report.table(row)
