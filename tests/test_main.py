@@ -161,6 +161,10 @@ def test_help_lists_modes_and_keys():
         (["--config.mesh.tensor=3"], "config.mesh ="),
         (["--mode=eval"], "expected the workdir of a trained run"),
         (
+            ["--mode=compile", "--topology=v9:2x2"],
+            "--topology = 'v9:2x2': expected a TPU topology such as v5p:2x2x1",
+        ),
+        (
             ["--config.train.generator.optimizer=lamb"],
             "config.train.generator.optimizer = 'lamb': expected adamw",
         ),

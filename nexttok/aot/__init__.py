@@ -85,6 +85,6 @@ def topology_devices(topology: str):
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
-            f"--topology = {topology!r}: expected a TPU topology such as v5p:2x2x1, with the "
-            f"libtpu package installed ({str(error).splitlines()[0]})"
+            f"--topology = {topology!r}: expected a TPU topology such as v5p:2x2x1, and "
+            f"libtpu, pip install '.[tpu]' ({str(error).splitlines()[0]})"
         ) from error
