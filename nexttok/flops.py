@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def count(fn: Callable, *args: Any) -> float:
@@ -49,9 +50,33 @@ def _dot(equation) -> float:
 
 
 def _conv(equation) -> float:
-    """Of a dilated image only every so many taps meet a pixel."""
-    kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-    _, channels, *spatial = equation.params["dimension_numbers"].rhs_spec
-    taps = kernel[channels] * math.prod(kernel[i] for i in spatial)
-    holes = math.prod(equation.params["lhs_dilation"])
-    return 2.0 * math.prod(out) * taps / holes / equation.params["batch_group_count"]
+    params = equation.params
+    image, kernel = (x.aval.shape for x in equation.invars)
+    out, numbers = equation.outvars[0].aval.shape, params["dimension_numbers"]
+    total = 2.0 * kernel[numbers.rhs_spec[1]] * math.prod(out[i] for i in numbers.out_spec[:2])
+    for k, axes in enumerate(
+        zip(numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec, strict=True)
+    ):
+        if k >= 2:  # the first two are batch and channels
+            side, taps, places = image[axes[0]], kernel[axes[1]], out[axes[2]]
+            options = (params[name][k - 2] for name in
+                       ("window_strides", "padding", "lhs_dilation", "rhs_dilation"))  # fmt: skip
+            stride, (low, _), spread, step = options
+            total *= meetings(side, taps, places, stride, low, spread, step)
+    return total / params["batch_group_count"]
+
+
+def meetings(
+    side: int, taps: int, places: int, stride: int, low: int, spread: int, step: int
+) -> int:
+    """Pairs of an output place and a tap that meet a pixel, along one axis of a convolution.
+
+    Padding and the holes of dilation cost nothing.
+
+    Args:
+      side: pixels; taps: of the kernel; places: outputs.
+      stride: between places; low: padding before the first pixel.
+      spread: between pixels (dilation of the image); step: between taps (dilation of the kernel).
+    """
+    at = np.arange(places)[:, None] * stride + np.arange(taps) * step - low
+    return int(((at >= 0) & (at <= (side - 1) * spread) & (at % spread == 0)).sum())

@@ -6,6 +6,7 @@ import pytest
 from jax import ShapeDtypeStruct as Shape
 
 from nexttok import flops
+from nexttok.aot import hlo
 
 F32 = jnp.float32
 X, W = Shape((4, 8), F32), Shape((8, 8), F32)
@@ -30,15 +31,30 @@ def test_rematerialization_counts_twice():
     assert again == pytest.approx(1.5 * once)
 
 
-def test_convolutions_by_taps_that_meet_pixels():
-    image, kernel = Shape((2, 8, 8, 3), F32), Shape((3, 3, 3, 5), F32)
+@pytest.mark.parametrize("options", [
+    dict(window_strides=(1, 1), padding="SAME"),
+    dict(window_strides=(2, 2), padding=((0, 1), (0, 1))),
+    dict(window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 2)),
+    dict(window_strides=(1, 1), padding=((1, 2), (2, 1)), lhs_dilation=(2, 3)),
+    dict(window_strides=(1, 1), padding="SAME", feature_group_count=3),
+])  # fmt: skip
+def test_convolutions_cost_what_xla_counts(options):
+    """In the trace and in the compiled text alike: padding and holes cost nothing."""
+    image = Shape((2, 8, 9, 3), F32)
+    kernel = Shape((3, 3, 3 // options.get("feature_group_count", 1), 6), F32)
 
-    def conv(x, k, **options):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, k, dimension_numbers=numbers, **options)
+    def conv(x, k):
+        return jax.lax.conv_general_dilated(
+            x, k, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+        )
 
-    same = lambda x, k: conv(x, k, window_strides=(1, 1), padding="SAME")
-    assert flops.count(same, image, kernel) == 2 * (2 * 8 * 8 * 5) * 27
-    sides = ((1, 1), (1, 1))
-    spread = lambda x, k: conv(x, k, window_strides=(1, 1), padding=sides, lhs_dilation=(2, 2))
-    assert flops.count(spread, image, kernel) == 2 * (2 * 15 * 15 * 5) * 27 / 4
+    compiled = jax.jit(conv).lower(image, kernel).compile()
+    expected = compiled.cost_analysis()["flops"]
+    assert flops.count(conv, image, kernel) == expected
+    assert hlo.parse(compiled.as_text()).flops == expected
+
+
+def test_a_convolution_by_hand():
+    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "SAME")
+    count = flops.count(conv, Shape((2, 3, 8), F32), Shape((5, 3, 3), F32))
+    assert count == 2 * 2 * 3 * 5 * (8 * 3 - 2)  # at either end one tap meets no pixel

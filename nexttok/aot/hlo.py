@@ -11,11 +11,10 @@ import math
 import re
 from collections.abc import Iterator
 
-BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2,
-    "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
-    "c64": 8,
-}  # fmt: skip
+from nexttok.flops import meetings
+
+# Bits of the types whose names do not tell them.
+BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast",
@@ -40,7 +39,10 @@ class Shape:
     @property
     def bytes(self) -> float:
         """Its size."""
-        return BYTES.get(self.kind, 0) * math.prod(self.sizes)
+        bits = BITS.get(self.kind)
+        if bits is None:  # f32, s4, f8e4m3fn, ...
+            bits = int(re.match(r"[a-z]+(\d+)", self.kind)[1])
+        return bits / 8 * math.prod(self.sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one chip in one run of a program.
+    """Of one chip in one run of a program; the branches of a condition are equally likely.
 
     Attributes:
       flops: of matrix products, convolutions, and kernels that state theirs.
@@ -242,10 +244,8 @@ class Program:
                 names.append(x.name)
             elif x.opcode in SLICES and x.operands[0] in names:
                 total += sum(s.bytes for s in x.shapes)
-            elif x.opcode == "dynamic-update-slice" and x.operands[0] in names:
-                total += 0.0  # written in place
-            else:
-                return math.inf
+            elif x.opcode != "dynamic-update-slice" or x.operands[0] not in names:
+                return math.inf  # and what is written in place is not read
         return total
 
     def _written(self, name: str, fusion: Instruction) -> float:
@@ -298,25 +298,8 @@ def _convolution(x: Instruction, image: tuple[int, ...], kernel: tuple[int, ...]
         stride, spread = int(option("stride", 1)), int(option("lhs_dilate", 1))
         step = int(option("rhs_dilate", 1))
         side, taps, places = image[left.index(c)], kernel[right.index(c)], sizes[out.index(c)]
-        total *= _hits(places, stride, taps, step, low, side, spread)
+        total *= meetings(side, taps, places, stride, low, spread, step)
     return total / (int(groups[1]) if groups else 1)
-
-
-def _hits(places, stride, taps, step, low, side, spread) -> int:
-    """Pairs of an output place and a tap that meet a pixel."""
-    reach = (side - 1) * spread
-    count = 0
-    for tap in range(taps):
-        at = tap * step - low  # pixel of place 0; of place p it is at + p stride
-        first = max(0, -(at // stride)) if at < 0 else 0
-        last = min(places - 1, (reach - at) // stride)
-        if last < first:
-            continue
-        if spread == 1:
-            count += last - first + 1
-            continue
-        count += sum((at + p * stride) % spread == 0 for p in range(first, last + 1))
-    return count
 
 
 def _collective(x: Instruction, here: dict[str, Instruction]) -> tuple[str, int, float] | None:

@@ -45,24 +45,6 @@ def test_a_loop_costs_its_rounds(rounds):
     assert gather.bytes == rounds * 3 * (32 * 8 * 4)  # of w, to the three other devices
 
 
-@pytest.mark.parametrize("options", [
-    dict(window_strides=(1, 1), padding="SAME"),
-    dict(window_strides=(2, 2), padding=((0, 1), (0, 1))),
-    dict(window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 2)),
-    dict(window_strides=(1, 1), padding=((1, 2), (2, 1)), lhs_dilation=(2, 3)),
-])  # fmt: skip
-def test_convolutions_cost_what_xla_counts(options):
-    def conv(x, k):
-        return jax.lax.conv_general_dilated(
-            x, k, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
-        )
-
-    x = jax.ShapeDtypeStruct((2, 8, 9, 3), jnp.float32)
-    k = jax.ShapeDtypeStruct((3, 3, 3, 5), jnp.float32)
-    compiled = jax.jit(conv).lower(x, k).compile()
-    assert hlo.parse(compiled.as_text()).flops == compiled.cost_analysis()["flops"]
-
-
 TPU = """
 %take (p: f32[12,256,128], i: s32[]) -> f32[256,128] {
   %p = f32[12,256,128]{2,1,0:T(8,128)} parameter(0)
