@@ -42,11 +42,9 @@ def get_config(variant="shapes"):
 
 def small(width, stride, size):
     """Codes of 4 x 8 x 8 pixels, then of 2 x 4 x 4; convolutions that are cheap on a CPU."""
-    networks = [cheap(width, (2, 2, 2))]
-    return tokenizers.autoencoder(
-        cheap(width, stride), levels(width, networks, tokenizers.restarted(32, size), dropout=0.1),
-        reconstruction_weight=4.0,
-    )  # fmt: skip
+    codes = tokenizers.restarted(32, size, below=0.1)  # the coarse level has few latents a batch
+    bottleneck = levels(width, [cheap(width, (2, 2, 2))], codes, dropout=0.1)
+    return tokenizers.autoencoder(cheap(width, stride), bottleneck, reconstruction_weight=4.0)
 
 
 def cheap(width, stride):

@@ -56,11 +56,12 @@ def codes(**changes):
     return UNIT_CODES | changes
 
 
-def restarted(channels, size):
-    """Moving averages, the first from the first batch; a code used less than once is replaced."""
+def restarted(channels, size, below=1.0):
+    """Moving averages, the first from the first batch; a code used less than `below` times a batch
+    is replaced."""
     return codes(
         channels=channels, size=size, normalize=False, update="ema", init_codes="kmeans",
-        revive="random", revive_below=1.0,
+        revive="random", revive_below=below,
     )  # fmt: skip
 
 

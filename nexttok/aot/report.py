@@ -88,10 +88,18 @@ def axes(collective: Collective, sides: list[int]) -> int:
     return len(sides)
 
 
+NUMBER = r"([\d.]+)([KMGT]?)"
+REFUSALS = (  # of XLA's compiler for TPUs
+    rf"\({NUMBER}\) exceeds available HBM \({NUMBER}\)",
+    rf"Used {NUMBER} of {NUMBER} hbm",
+)
+
+
 def excess(error: str) -> dict | None:
-    """What XLA says of a program that does not fit: bytes it needs and has; None for others."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", error)
-    if not found:
+    """What XLA says of a program that does not fit: bytes it needs at least, and has; None for
+    other errors."""
+    found = next(filter(None, (re.search(pattern, error) for pattern in REFUSALS)), None)
+    if found is None:
         return None
     scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     used, capacity = (float(found[i]) * scale[found[i + 1]] for i in (1, 3))
@@ -107,10 +115,10 @@ def table(row: dict) -> str:
     if "flops" not in row:
         over = (row["bytes"] - row["capacity"]) / GIB
         lines.append(f"  memory        {row['bytes'] / GIB:.2f}{limit} GiB: "
-                     f"does not fit, by {over:.2f} GiB")  # fmt: skip
+                     f"does not fit, by {over:.2f} GiB or more")  # fmt: skip
         return "\n".join(lines)
-    parts = ", ".join(f"{name}s {row[f'{name}_bytes'] / GIB:.2f}"
-                      for name in ("argument", "temporary", "output"))  # fmt: skip
+    kinds_of = {"arguments": "argument", "temporaries": "temporary", "output": "output"}
+    parts = ", ".join(f"{said} {row[f'{name}_bytes'] / GIB:.2f}" for said, name in kinds_of.items())
     lines.append(f"  memory        {row['bytes'] / GIB:.2f}{limit} GiB ({parts})")
     lines.append(
         f"  FLOPs         {row['flops']:.3e}, "

@@ -94,10 +94,25 @@ def test_the_roofline_is_the_slowest_part():
     assert found["mfu_bound"] == 0.25
 
 
-def test_what_does_not_fit_says_by_how_much():
-    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
-    assert report.excess(said) == {"bytes": 20.5 * 2**30, "capacity": 15.75 * 2**30}
-    assert report.excess("INTERNAL: something else") is None
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (23.60G) exceeds available HBM (15.75G).",
+            23.6,
+        ),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.",
+         20.5),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_says_by_how_much(said, used):
+    found = report.excess(said)
+    assert found == {"bytes": used * 2**30, "capacity": 15.75 * 2**30}
     row = dict(program="tokenizer step", parameters=7, batch=8, devices=4, kind="TPU v5 lite",
-               mesh={"data": 4}, fits=False, bytes=3 * 2**30, capacity=2 * 2**30)  # fmt: skip
-    assert "3.00 of 2.0 GiB: does not fit, by 1.00 GiB" in report.table(row)
+               mesh={"data": 4}, fits=False)  # fmt: skip
+    assert f"does not fit, by {used - 15.75:.2f} GiB or more" in report.table(row | found)
+
+
+def test_other_errors_are_not_about_memory():
+    assert report.excess("INTERNAL: something else") is None
