@@ -49,6 +49,7 @@ def base() -> ConfigDict:
                 mask="",  # ... and where: white is drawn anew, black stays
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
+            profile=dict(steps=""),  # a:b traces steps a + 1 .. b of every stage; "" none
             eval=dict(
                 batch_size=100,
                 images=400,  # held-out images measured, at most

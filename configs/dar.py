@@ -27,9 +27,9 @@ def get_config(variant="digits"):
     config = tokenizers.config("dar")
     config.tokenizer = tokenizer()
     # so small a picture shows through little noise: high noise levels leave it to the codes
-    config.tokenizer.update(queries=32, shift=6.0)
+    config.tokenizer.update(queries=32, shift=8.0)
     config.tokenizer.bottleneck.update(revive="anchor")
-    config.train.tokenizer.update(steps=1600, batch_size=32)
+    config.train.tokenizer.update(steps=2100, batch_size=16)
     if variant == "photos":
         photos(config)
     elif variant == "tiny":

@@ -5,21 +5,29 @@ save is known to be complete, a manifest with the size and SHA-256 of every file
 it; a step that no longer agrees with its manifest is refused by name and the one before is used.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from nexttok.config import ConfigError
+from nexttok.distributed import barrier
 from nexttok.mesh import path_name
 
 log = logging.getLogger("nexttok")
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; those before it stay."""
+
 
 STATE_ITEMS = ("params", "ema", "opt", "rng")
 
@@ -85,6 +93,7 @@ class Checkpoints:
         self.root = pathlib.Path(directory).absolute()
         self.keep = keep
         self.pending: int | None = None
+        self.failed = False
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None, create=True, enable_async_checkpointing=True
         )
@@ -95,7 +104,8 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self.wait()
-        self.manager.close()
+        if not self.failed:  # else closing would raise the same again
+            self.manager.close()
 
     def save(
         self, step: int, items: dict[str, Any], data: dict, meta: dict, wait: bool = False
@@ -111,14 +121,15 @@ class Checkpoints:
         """
         self.wait()
         present = {k: v for k, v in items.items() if jax.tree.leaves(v)}
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{k: ocp.args.StandardSave(v) for k, v in present.items()},
-                data=ocp.args.JsonSave(data),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        with self._saving(step):
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{k: ocp.args.StandardSave(v) for k, v in present.items()},
+                    data=ocp.args.JsonSave(data),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
         self.pending = step
         if wait:
             self.wait()
@@ -130,16 +141,36 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the pending save, writes its manifest, drops steps beyond `keep`."""
-        self.manager.wait_until_finished()
-        if self.pending is None or jax.process_index() != 0:
-            self.pending = None
+        step, self.pending = self.pending, None
+        if step is None:
             return
-        write_manifest(self.root, self.pending)
-        self.pending = None
+        with self._saving(step):
+            self.manager.wait_until_finished()
+            if jax.process_index() != 0:
+                return
+            write_manifest(self.root, step)
         steps = sorted(int(p.name) for p in self.root.glob("*") if p.name.isdigit())
         for step in steps[: -self.keep]:
             manifest_path(self.root, step).unlink(missing_ok=True)
             shutil.rmtree(self.root / str(step))
+
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Turns what goes wrong inside into a SaveError, and leaves nothing half-written."""
+        try:
+            yield
+        except Exception as error:  # of the file system, through any of the layers in between
+            self.failed = True
+            for path in (*self.root.glob(f"{step}"), *self.root.glob(f"{step}.*"),
+                         *self.root.glob(f"manifest-{step}.*")):  # fmt: skip
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            steps = good_steps(self.root)
+            kept = f"step {steps[0]} is kept" if steps else "none before it can be read"
+            reason = next((line for line in str(error).splitlines() if line), repr(error))
+            raise SaveError(
+                f"checkpoint {self.root / str(step)} could not be written: {reason}; {kept}. "
+                "Make room, or the folder writable, and run the same command again"
+            ) from error
 
     def restore_latest(self, abstract: dict[str, Any]) -> tuple[dict, dict, dict, int] | None:
         """Restores the newest good step, or returns None without one.
@@ -156,13 +187,16 @@ class Checkpoints:
         Raises:
           ConfigError: the saved arrays are not those of this config.
         """
+        barrier("checkpoints are read")  # none is set aside before all have judged it
         steps = good_steps(self.root)
-        for path in self.root.glob("*"):
+        barrier("checkpoints are judged")
+        for path in self.root.glob("*") if jax.process_index() == 0 else ():
             if path.name.isdigit() and int(path.name) not in steps:
                 manifest_path(self.root, int(path.name)).unlink(missing_ok=True)
                 aside = path.with_suffix(".refused")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
+        barrier("checkpoints are set aside")
         self.manager.reload()
         if not steps:
             return None

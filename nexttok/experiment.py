@@ -12,6 +12,7 @@ from nexttok.heads.draw import Draw
 from nexttok.mesh import MeshConfig
 from nexttok.nn import features as providers
 from nexttok.optim import StageConfig, make_optimizer
+from nexttok.profiling import ProfileConfig
 from nexttok.samplers.logits import warper
 from nexttok.samplers.schedules import Guidance
 from nexttok.tokenizers import autoencoder
@@ -19,6 +20,7 @@ from nexttok.tokenizers import autoencoder
 SECTIONS = (
     "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "token_dataset",
     "mesh", "data", "train", "features", "latent", "tokenizer", "generator", "sample", "eval",
+    "profile",
 )  # fmt: skip
 STAGES = ("latent", "tokenizer", "generator")
 # Parameters that only training reads: no stage is sampled or frozen with them.
@@ -97,7 +99,7 @@ class Experiment:
 
     Attributes:
       config: the ConfigDict it was made from.
-      data, mesh, sample, eval: their sections.
+      data, mesh, sample, eval, profile: their sections.
       train: stage name -> its training section, in the order of training.
       latent: autoencoder under the tokenizer, or None; features: alignment provider, or None.
       tokenizer: the tokenizer; generator: the generator of its tokens, or None without that stage.
@@ -115,6 +117,7 @@ class Experiment:
     plan: plans.Plan | None
     sample: SampleConfig
     eval: EvalConfig
+    profile: ProfileConfig
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -181,7 +184,23 @@ def resolve(config: ConfigDict) -> Experiment:
         plan=plan,
         sample=sample,
         eval=build(EvalConfig, config.eval, "eval"),
+        profile=build(ProfileConfig, config.profile, "profile"),
     )
+
+
+def without_remat(config: ConfigDict) -> ConfigDict:
+    """The config with every `remat` off: of what a rematerialized model computes twice, once."""
+    found = config.copy_and_resolve_references()
+
+    def clear(section):
+        for name, value in section.items():
+            if isinstance(value, ConfigDict):
+                clear(value)
+            elif name == "remat":
+                section[name] = False
+
+    clear(found)
+    return found
 
 
 def check_sampling(sample: SampleConfig, gen: generator.Generator, plan: str, head: str) -> None:

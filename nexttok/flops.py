@@ -6,6 +6,7 @@ step without rematerialization.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,20 +19,57 @@ def count(fn: Callable, *args: Any) -> float:
     return _jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _jaxpr(jaxpr) -> float:
-    return sum(_equation(e) for e in jaxpr.eqns)
+def _jaxpr(jaxpr, scope: str = "") -> float:
+    return sum(_equation(e, f"{scope}/{e.source_info.name_stack}") for e in jaxpr.eqns)
 
 
-def _equation(equation) -> float:
+def _equation(equation, scope) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return _dot(equation)
     if name == "conv_general_dilated":
         return _conv(equation)
-    inner = [_jaxpr(j) for j in _inner(params)]
+    if name == "pallas_call":
+        shapes = [x.aval.shape for x in equation.outvars]
+        return attention(f"{scope}/{params['name']}", shapes, "pairs")
+    inner = [_jaxpr(j, scope) for j in _inner(params)]
     if name == "cond":
         return max(inner)
+    if name == "shard_map":  # the body is what one device does
+        named = {a for spec in params["out_specs"] for entry in spec
+                 for a in ((entry,) if isinstance(entry, str) else entry or ())}  # fmt: skip
+        return sum(inner) * math.prod(params["mesh"].shape[a] for a in named)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+# Matrix products of query-key pairs in the kernels of flash attention.
+PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def attention_scope(pairs: int, area: int) -> str:
+    """A name for jax.named_scope around an attention kernel, which nobody could count otherwise.
+
+    Args:
+      pairs: query-key pairs of one head that are visible.
+      area: pairs that the kernel computes, as it skips whole blocks only.
+    """
+    return f"attention[pairs={pairs},area={area}]"
+
+
+def attention(name: str, shapes: list[tuple[int, ...]], which: str) -> float:
+    """FLOPs of an attention kernel, by the scope in its name.
+
+    Args:
+      name: with the scope, and the kernel's own name, which ends in fwd, dq or dkv.
+      shapes: of its outputs.
+      which: pairs | area.
+    """
+    stated = re.search(rf"attention\[.*?{which}=(\d+)", name)
+    phase = re.search(r"splash_\w*?_(fwd|dq|dkv)", name)
+    if not (stated and phase):
+        return 0.0
+    *heads, _, wide = shapes[3] if phase[1] == "fwd" else shapes[-1]  # before these is scratch
+    return 2.0 * PRODUCTS[phase[1]] * int(stated[1]) * math.prod(heads) * wide
 
 
 def _inner(params: dict) -> Iterator[Any]:

@@ -142,7 +142,24 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<config>_<variant>")
     parser.add_argument("--mode", choices=list(MODES), default="train", help=modes)
-    parser.add_argument("--topology", default="", help="compile: a TPU slice such as v5p:2x2x1")
+    ahead = parser.add_argument_group("compile")
+    ahead.add_argument("--topology", default="", help="TPU slices: v5p:2x2x1, or several, a,b,c")
+    ahead.add_argument("--slices", type=int, default=1, help="such slices joined by the network")
+    ahead.add_argument("--programs", default="", help="some only: tokenizer,generator,sampler")
+    ahead.add_argument(
+        "--per-device", type=int, default=0, metavar="N",
+        help="examples of a device, in place of the config's batch: how a step scales",
+    )  # fmt: skip
+    ahead.add_argument(
+        "--suggest", action="store_true",
+        help="search meshes, rematerialization and micro-batches for the last stage",
+    )  # fmt: skip
+    several = parser.add_argument_group(
+        "several processes", "found out on Cloud TPU VMs and of SLURM tasks; elsewhere all three"
+    )
+    several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
+    several.add_argument("--processes", type=int, default=0, metavar="N", help="how many")
+    several.add_argument("--process", type=int, default=-1, metavar="I", help="number of this one")
     parser.add_argument(
         "-h", "--help", action="store_true", help="this text, and the config's keys"
     )
@@ -174,6 +191,11 @@ def main(argv: list[str] | None = None) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] != "nexttok":
+            raise  # a defect, not what a run can meet
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 def check_workdir(workdir: str) -> None:
@@ -186,16 +208,23 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     """Runs the mode."""
     from nexttok import (
         aot,
+        distributed,
         experiment,
         run,
     )  # jax loads here: --help and typing errors stay instant
 
+    if args.mode != "compile":
+        distributed.start(args.coordinator, args.processes, args.process)
     exp = experiment.resolve(config)
     name, _, variant = args.config.partition(":")
     workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
     check_workdir(workdir)
     if args.mode == "compile":
-        aot.run_compile(exp, args.topology, workdir)
+        topologies, names = (
+            tuple(filter(None, text.split(","))) for text in (args.topology, args.programs)
+        )
+        request = aot.Request(topologies, args.slices, names, args.per_device, args.suggest)
+        aot.run_compile(exp, request, workdir)
     else:
         modes = {
             "train": run.run_train,

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -85,6 +86,8 @@ class MeshConfig:
 def make_mesh(cfg: MeshConfig, devices: Any = None) -> Mesh:
     """The mesh over `devices` (default: all), with Auto axes (linen needs them).
 
+    Of several slices, the data axis alone crosses the network between them.
+
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
     """
@@ -102,7 +105,17 @@ def make_mesh(cfg: MeshConfig, devices: Any = None) -> Mesh:
             f"config.mesh = ({given}): expected sizes that multiply to the {len(devices)} devices "
             "here (one axis may be -1 for the rest)"
         )
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, kinds, devices=devices)
+    if sizes[0] % slices:
+        raise ConfigError(
+            f"config.mesh.data = {sizes[0]}: expected a multiple of the {slices} slices, as the "
+            "data axis alone crosses them"
+        )
+    within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1, 1]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, kinds)
 
 
 @contextlib.contextmanager
@@ -191,6 +204,15 @@ def host_to_device(batch: dict, mesh: Mesh) -> dict:
         for name, value in batch.items()
         if np.asarray(value).dtype.kind in "biuf"
     }
+
+
+def platform() -> str:
+    """ "tpu", "gpu" or "cpu": of the mesh in use, which may be described only, or of JAX."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    if device is None:
+        return jax.default_backend()
+    return "gpu" if device.platform in ("cuda", "rocm") else device.platform
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +16,13 @@ from nexttok import clustering, editing, evaluate, token_files, train
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import class_names, make_loader
+from nexttok.distributed import alone, barrier, on_this_host
 from nexttok.evals import pictures, report, results
 from nexttok.evals.videos import save_animation, strip
 from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.mesh import make_mesh, use_mesh
 from nexttok.preflight import check_run
+from nexttok.profiling import Tracer
 from nexttok.rng import stream
 from nexttok.stages import (
     abstract_params,
@@ -35,7 +38,7 @@ log = logging.getLogger("nexttok")
 
 # What may change between a run and its continuation: sections that do not touch what was trained,
 # and keys of `train` and `data` that keep the meaning of the steps already done.
-FREE = ("eval", "sample", "mesh", "token_dataset")
+FREE = ("eval", "sample", "mesh", "token_dataset", "profile")
 FREE_KEYS = (
     "learning_rate", "final_learning_rate", "clip", "log_every", "save_every", "keep", "workers",
     "prefetch",
@@ -112,7 +115,8 @@ def run_train(exp: Experiment, workdir: str) -> dict:
         log.info("%-24s %12s parameters", name, f"{count:,}")
     done = reused_stages(exp, mesh)
     if exp.config.token_dataset and "tokenizer" in done:  # before anything is written
-        token_files.loader(exp, models_of(exp, done).params["tokenizer"], exp.config.token_dataset)
+        params = on_this_host(models_of(exp, done).params["tokenizer"], mesh)
+        token_files.loader(exp, params, exp.config.token_dataset)
     open_workdir(exp, workdir)
     meta = {"config": json.loads(exp.config.to_json()), "versions": versions()}
     writer = MultiWriter(
@@ -125,18 +129,30 @@ def run_train(exp: Experiment, workdir: str) -> dict:
                 if stage in done:
                     continue
                 loader = stage_loader(exp, stage)
-                frozen = frozen_for(exp, stage, done)
-                if stage == "generator" and exp.config.token_dataset:
-                    loader = token_files.loader(exp, frozen["tokenizer"], exp.config.token_dataset)
-                elif stage == "generator" and exp.config.cached_passes:
-                    loader = token_files.cached_loader(exp, frozen["tokenizer"], workdir)
+                frozen, folder = frozen_for(exp, stage, done), exp.config.token_dataset
+                if stage == "generator" and (folder or exp.config.cached_passes):
+                    params = on_this_host(frozen["tokenizer"], mesh)
+                    if folder:
+                        loader = token_files.loader(exp, params, folder)
+                    else:
+                        loader = token_files.cached_loader(exp, params, workdir)
                 done[stage] = train.fit(
                     make_task(exp, stage), exp.train[stage], exp.config.seed, mesh, frozen, loader,
                     os.path.join(workdir, "checkpoints", stage), writer, meta,
+                    Tracer(exp.profile.window, os.path.join(workdir, "profile", stage)),
                 )  # fmt: skip
     finally:
         writer.close()
-    return measure(exp, done, workdir)
+    done = on_this_host(done, mesh)
+    return by_the_first(lambda: measure(exp, done, workdir))
+
+
+def by_the_first(fn: Callable[[], Any]) -> Any:
+    """fn() in the first process, alone, while the others wait; they get None."""
+    with alone():
+        found = fn() if jax.process_index() == 0 else None
+    barrier("the first process is done")
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -158,7 +174,8 @@ def load_models(exp: Experiment, workdir: str) -> dict[str, Any]:
     for section in ("latent", "tokenizer", "generator"):
         _same(saved[section], mine[section], section, f"as {workdir} was trained with")
     done = reused_stages(exp, mesh)
-    return done | {s: load_stage(exp, s, workdir, mesh) for s in exp.train if s not in done}
+    done |= {s: load_stage(exp, s, workdir, mesh) for s in exp.train if s not in done}
+    return on_this_host(done, mesh)
 
 
 def models_of(exp: Experiment, done: dict[str, Any]) -> evaluate.Models:
@@ -175,7 +192,8 @@ def models_of(exp: Experiment, done: dict[str, Any]) -> evaluate.Models:
 
 def run_eval(exp: Experiment, workdir: str) -> dict:
     """Measures a finished run again and rewrites results, pictures and the report."""
-    return measure(exp, load_models(exp, workdir), workdir)
+    done = load_models(exp, workdir)
+    return by_the_first(lambda: measure(exp, done, workdir))
 
 
 def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
@@ -280,9 +298,13 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     """
     check(exp.generator is not None, "stages", tuple(exp.config.stages), "stages with a generator")
     models = models_of(exp, load_models(exp, workdir))
-    if exp.sample.source:
-        editing.edit(models, workdir)
-        return
+    draw = editing.edit if exp.sample.source else draw_classes
+    by_the_first(lambda: draw(models, workdir))
+
+
+def draw_classes(models: evaluate.Models, workdir: str) -> None:
+    """Draws images of the sampled classes: pictures/ and samples.npz."""
+    exp = models.experiment
     labels = np.tile(np.asarray(exp.sampled_classes, np.int32), exp.sample.per_class)
     test = evaluate.held_out(exp, exp.eval.images) if exp.generator.plan.given else {}
     given = evaluate.openings(models, test, labels)
@@ -310,12 +332,15 @@ def trained_tokenizer(exp: Experiment, workdir: str) -> evaluate.Models:
     for stage in exp.train:
         if stage != "generator" and stage not in done:
             done[stage] = load_stage(exp, stage, workdir, mesh)
-    return models_of(exp, done)
+    return models_of(exp, on_this_host(done, mesh))
 
 
 def run_cluster(exp: Experiment, workdir: str) -> None:
     """Coarse labels of the codes of a trained tokenizer; see clustering.py."""
-    found = clustering.run(trained_tokenizer(exp, workdir), exp.eval.clusters, workdir)
+    models = trained_tokenizer(exp, workdir)
+    found = by_the_first(lambda: clustering.run(models, exp.eval.clusters, workdir))
+    if found is None:
+        return
     print(clustering.table(found))
     log.info("wrote %s", os.path.join(workdir, "clusters.npz"))
 
@@ -327,5 +352,7 @@ def run_tokenize(exp: Experiment, workdir: str) -> None:
     """
     params = trained_tokenizer(exp, workdir).params["tokenizer"]
     folder = exp.config.token_dataset or os.path.join(workdir, "tokens")
-    token_files.tokenize(exp, params, folder)
+    with alone():
+        token_files.tokenize(exp, params, folder)
+    barrier("tokens are written")
     log.info("wrote %s", folder)

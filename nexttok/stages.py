@@ -1,26 +1,30 @@
 """Stages of an experiment as trainables: what each trains, reads frozen, and how large it is."""
 
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from nexttok import experiment, flops
 from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.interop import dino, dinov2, lpips
 from nexttok.mesh import param_shardings
 from nexttok.rng import abstract_key, stream
 from nexttok.tokens import Tokens
-from nexttok.train import Task
+from nexttok.train import Task, loss_and_grad
 
 
 def make_task(exp: Experiment, stage: str) -> Task:
     """The trainable of a stage; `frozen` holds what `frozen_for` returns."""
-    if stage == "latent":
-        return Task(stage, exp.latent.init, lambda p, f, b, k: exp.latent.loss({**p, **f}, b, k))
-    if stage == "tokenizer":
+    asked = functools.partial(step_flops, exp, stage)
+    if stage in ("latent", "tokenizer"):
+        model = getattr(exp, stage)
+        tokens = exp.tokenizer.spec.length if stage == "tokenizer" else 0
         return Task(
-            stage, exp.tokenizer.init, lambda p, f, b, k: exp.tokenizer.loss({**p, **f}, b, k)
+            stage, model.init, lambda p, f, b, k: model.loss({**p, **f}, b, k), tokens, asked
         )
 
     def loss(params, frozen, batch, key):
@@ -32,7 +36,18 @@ def make_task(exp: Experiment, stage: str) -> Task:
             )
         return exp.generator.loss(params, jax.lax.stop_gradient(tokens), batch["label"], key)
 
-    return Task(stage, exp.generator.init, loss)
+    return Task(stage, exp.generator.init, loss, exp.generator.spec.length, asked)
+
+
+def step_flops(exp: Experiment, stage: str, params: Any, frozen: Any, batch: dict) -> float:
+    """FLOPs of a stage's loss and gradient without rematerialization; arrays or shapes."""
+    plain = make_task(experiment.resolve(experiment.without_remat(exp.config)), stage)
+    batch = batch | {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+
+    def grad(params, frozen, batch, key):
+        return loss_and_grad(plain, params, frozen, batch, key, 1)
+
+    return flops.count(grad, params, frozen, batch, abstract_key())
 
 
 FILES = {"perceptual": lpips, "judge": dino}  # how frozen parameters of losses are read

@@ -23,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import Batches, load_source
+from nexttok.distributed import alone, barrier
 from nexttok.evals.results import write_text
 from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.rng import stream
@@ -186,14 +187,48 @@ def loader(exp: Experiment, params: Any, folder: str | os.PathLike):
           f"at most the {wanted['examples']} examples of config.token_dataset")  # fmt: skip
 
     def batches(start: int):
-        source = pygrain.ArrayRecordDataSource([str(p) for p in paths])
+        source = _Shards(paths)
         data = pygrain.MapDataset.source(source).seed(exp.config.seed).shuffle().repeat(EPOCHS)
         data = data.map(lambda record: _parse(record, wanted["fields"]))
         count = jax.process_count()
-        data = data[jax.process_index() :: count].batch(cfg.batch_size // count)
+        data = data.batch(cfg.batch_size // count)[jax.process_index() :: count]
         return Batches(data, exp.data, start)
 
     return batches
+
+
+class DamagedShard(RuntimeError):
+    """A shard whose bytes are not those that were written."""
+
+
+class _Shards:
+    """Records of all shards by number; ArrayRecord's own check sums tell which are damaged."""
+
+    def __init__(self, paths: list[pathlib.Path]):
+        self.sources = [self._of(path, lambda p=path: _source(p)) for path in paths]
+        self.paths, self.ends = paths, np.cumsum([len(s) for s in self.sources])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, number: int) -> bytes:
+        at = int(np.searchsorted(self.ends, number, side="right"))
+        place = number - (int(self.ends[at - 1]) if at else 0)
+        return self._of(self.paths[at], lambda: self.sources[at][place])
+
+    @staticmethod
+    def _of(path, read):
+        try:
+            return read()
+        except RuntimeError as error:
+            raise DamagedShard(
+                f"shard {path} is damaged; delete it, and --mode=tokenize (for cached passes the "
+                f"same run) writes it again ({str(error).splitlines()[0]})"
+            ) from error
+
+
+def _source(path):
+    return pygrain.ArrayRecordDataSource([str(path)])
 
 
 def cached_loader(exp: Experiment, params: Any, workdir: str):
@@ -201,5 +236,7 @@ def cached_loader(exp: Experiment, params: Any, workdir: str):
     text = json.dumps(manifest(exp, params), sort_keys=True)
     name = f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     folder = pathlib.Path(workdir) / name
-    tokenize(exp, params, folder)
+    with alone():
+        tokenize(exp, params, folder)
+    barrier("tokens are written")
     return loader(exp, params, folder)

@@ -15,9 +15,11 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from nexttok import distributed
 from nexttok.checkpoint import Checkpoints
 from nexttok.mesh import host_to_device, param_shardings, replicated
 from nexttok.optim import StageConfig, ema_update, make_optimizer, make_schedule
+from nexttok.profiling import Tracer, ideal_seconds
 from nexttok.progress import Progress
 from nexttok.rng import abstract_key, stream
 from nexttok.writers import Writer
@@ -51,11 +53,15 @@ class Task:
         loader's entries the batch holds "step", int32 [], the number of finished steps. Metrics may
         hold "moves", a tree of changes that are added to parameters (moving averages, counts, codes
         that are drawn anew): means over micro-batches.
+      tokens: of an example, 0 where that means nothing.
+      flops: (params, frozen, batch) -> FLOPs that the model asks for in one step; 0 if unknown.
     """
 
     name: str
     init: Callable[[Array], Any]
     loss: Callable[[Any, Any, dict, Array], tuple[Array, dict]]
+    tokens: int = 0
+    flops: Callable[[Any, Any, dict], float] = lambda *_: 0.0
 
 
 @flax.struct.dataclass
@@ -174,17 +180,27 @@ def make_step(task: Task, cfg: StageConfig) -> Callable:
     return step
 
 
+def jitted_step(task: Task, cfg: StageConfig, abstract: TrainState) -> Callable:
+    """The step, compiled on first use; the state stays where `abstract` places it."""
+    places = jax.tree.map(lambda a: a.sharding, abstract)
+    return jax.jit(make_step(task, cfg), donate_argnums=0, out_shardings=(places, None))
+
+
 def averaged(state: TrainState) -> Any:
     """The parameters to evaluate: the moving average where there is one."""
     return state.ema or state.params
 
 
 class _StopFlag:
-    """Set by SIGTERM while training; handlers exist in the main thread only."""
+    """Set by SIGTERM while training; handlers exist in the main thread only.
+
+    Several processes have JAX's own handler, through which they agree on a step.
+    """
 
     def __enter__(self):
         self.event = threading.Event()
         self.main = threading.current_thread() is threading.main_thread()
+        self.main = self.main and jax.process_count() == 1
         if self.main:
             self.previous = signal.signal(signal.SIGTERM, lambda *_: self.event.set())
         return self.event
@@ -219,6 +235,7 @@ def fit(
     directory: str,
     writer: Writer,
     meta: dict,
+    tracer: Tracer | None = None,
 ) -> Any:
     """Trains one stage to its end, from its newest good checkpoint if there is one.
 
@@ -232,6 +249,7 @@ def fit(
       directory: checkpoints.
       writer: metrics.
       meta: stored with each checkpoint.
+      tracer: of the steps that are profiled.
 
     Returns:
       The parameters to use: the moving average, or the parameters without one.
@@ -250,31 +268,43 @@ def fit(
         start = int(state.step)
         writer.resume(task.name, start)
         if start < cfg.steps:
-            step_fn = jax.jit(make_step(task, cfg), donate_argnums=0)
+            step_fn = jitted_step(task, cfg, abstract)
             run = functools.partial(_loop, task, cfg, mesh, frozen, writer, meta, checkpoints, stop)
-            state = run(step_fn, state, start, loader(start))
-        if stop.is_set():
+            tracer = tracer or Tracer((-1, -1), "")
+            state, stopped = run(tracer, step_fn, state, start, loader(start))
+        else:
+            stopped = stop.is_set()
+        if stopped:
             stopped = f"SIGTERM: stage {task.name} saved at step {int(state.step)}"
             log.warning("%s; run the same command again to go on", stopped)
             raise Preempted(stopped)
     return averaged(state)
 
 
-def _loop(task, cfg, mesh, frozen, writer, meta, checkpoints, stop, step_fn, state, start, batches):
+def _loop(
+    task, cfg, mesh, frozen, writer, meta, checkpoints, stop, tracer, step_fn, state, start, batches
+):
     window, frozen = [], on_devices(frozen, mesh)
-    progress = Progress(cfg.steps, start, task.name, cfg.batch_size)
+    shown = jax.process_index() == 0
+    progress = Progress(cfg.steps, start, task.name, cfg.batch_size, task.tokens, shown)
+    tracer.reach(start, state)
     try:
         for step in range(start + 1, cfg.steps + 1):
-            batch = host_to_device(next(batches), mesh)
-            state, metrics = step_fn(state, frozen, batch)
+            with progress.waiting():
+                batch = host_to_device(next(batches), mesh)
+            if step == start + 1 and ideal_seconds(1.0, mesh):
+                flops = task.flops(state.params, frozen, batch)
+                progress.ideal = ideal_seconds(flops, mesh)
+            with jax.profiler.StepTraceAnnotation(task.name, step_num=step):
+                state, metrics = step_fn(state, frozen, batch)
+            tracer.reach(step, metrics)
             window.append(metrics)
-            last, stopping = step == cfg.steps, stop.is_set()
+            last, stopping = step == cfg.steps, distributed.stopping(step, stop.is_set())
             if step % cfg.log_every == 0 or last or stopping:
                 means = _mean_metrics(window, task, step)
                 window.clear()
                 progress.update(step, means)
-                rate = {"examples_per_second": progress.rate}
-                writer.scalars(task.name, step, means | rate)
+                writer.scalars(task.name, step, means | progress.rates)
                 checkpoints.poll()
             if step % cfg.save_every == 0 or last or stopping:
                 data_state = {"next_index": step}
@@ -282,11 +312,12 @@ def _loop(task, cfg, mesh, frozen, writer, meta, checkpoints, stop, step_fn, sta
             if stopping:
                 break
     finally:
+        tracer.close()
         progress.close()
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-    return state
+    return state, stopping
 
 
 def on_devices(tree: Any, mesh) -> Any:

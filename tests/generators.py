@@ -1,5 +1,6 @@
 """One tiny generator per combination of plan, context and head; the law tables run over them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -114,16 +115,22 @@ MAKERS = {
 
 
 @functools.cache
-def make(name: str, classes: int = 3) -> generator.Generator:
+def make(name: str, classes: int = 3, vocab: int = 5) -> generator.Generator:
     """A tiny generator of the table."""
     section, spec = MAKERS[name]()
+    spec = dataclasses.replace(spec, vocab=vocab) if spec.vocab else spec
     return generator.make(section, spec, classes)
 
 
 @functools.cache
 def params_of(name: str, seed: int = 0) -> dict:
-    """Its parameters, all redrawn so that zero-initialized layers take part."""
-    shapes = jax.eval_shape(make(name).init, jax.random.key(0))
+    """Its parameters; see `redrawn`."""
+    return redrawn(make(name), seed)
+
+
+def redrawn(gen: generator.Generator, seed: int = 0) -> dict:
+    """Parameters all redrawn, so that zero-initialized layers take part."""
+    shapes = jax.eval_shape(gen.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     drawn = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
@@ -146,7 +153,12 @@ def predicted(name: str, lesson: Lesson, label: jax.Array) -> jax.Array:
 
 def tokens_of(name: str, batch: int = 2, seed: int = 7) -> Tokens:
     """Random tokens of its spec."""
-    spec, key = make(name).spec, jax.random.key(seed)
+    return random_tokens(make(name).spec, batch, seed)
+
+
+def random_tokens(spec: TokenSpec, batch: int = 2, seed: int = 7) -> Tokens:
+    """Random tokens of a spec."""
+    key = jax.random.key(seed)
     values = jax.random.normal(key, (batch, spec.length, spec.channels))
     ids = jax.random.randint(key, (batch, spec.length), 0, max(spec.vocab, 1), jnp.int32)
     return Tokens(ids=ids if spec.vocab else None, values=values)

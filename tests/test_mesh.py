@@ -1,5 +1,7 @@
 """The mesh and its two tables."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,14 @@ from nexttok.config import ConfigError
 from nexttok.mesh import (
     MeshConfig,
     axes_of,
+    batch_sharding,
     constrain,
     make_mesh,
     param_shardings,
     spec_of,
     use_mesh,
 )
+from tests import generators
 
 
 def test_one_axis_takes_the_rest():
@@ -74,3 +78,57 @@ def test_constrain_is_nothing_without_a_mesh_and_places_with_one():
         y = jax.jit(lambda x: constrain(x * 1.0, "batch", "mlp"))(x)
         assert y.sharding.spec == P(("data", "fsdp"), "tensor")
     np.testing.assert_array_equal(x, y)
+
+
+@functools.cache
+def taught(name, sizes):
+    """Loss and gradients of a generator of the law tables on a mesh of these sizes."""
+    gen = generators.make(name, vocab=8)
+    params, tokens = generators.redrawn(gen), generators.random_tokens(gen.spec, 8)
+    label = jnp.arange(8, dtype=jnp.int32) % 3
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+    def loss(params, tokens, label):
+        return gen.loss(params, tokens, label, None)[0].mean()
+
+    with use_mesh(mesh):
+        rows, places = batch_sharding(mesh), param_shardings(mesh, params)
+        run = jax.jit(jax.value_and_grad(loss), in_shardings=(places, rows, rows))
+        return jax.device_get(run(params, tokens, label))
+
+
+@pytest.mark.parametrize("name", ["llamagen", "nbp", "var", "randar", "maskgit", "xar"])
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 2, 1, 1), (1, 2, 1, 2, 2), pytest.param((8, 1, 1, 1, 1), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_every_context_trains_alike_on_every_mesh(name, sizes):
+    (loss, grads), (single, expected) = taught(name, sizes), taught(name, (1, 1, 1, 1, 1))
+    assert loss == pytest.approx(single, rel=1e-5)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest),
+        grads, expected,
+    )  # fmt: skip
+
+
+class Device:
+    """What a mesh of several slices looks at."""
+
+    platform = device_kind = "cpu"
+    process_index = 0
+
+    def __init__(self, number):
+        self.id, self.slice_index = number, number // 8
+
+
+def test_only_the_data_axis_crosses_slices():
+    devices = [Device(i) for i in range(16)]
+    mesh = make_mesh(MeshConfig(-1, 2, 2, 1, 1), devices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 2, "sequence": 1, "expert": 1}
+    slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(slices[:, 0, 0, 0, 0], [0, 0, 1, 1])
+    assert (slices == slices[:, :1, :1]).all()
+    with pytest.raises(ConfigError, match=r"mesh\.data = 1: expected a multiple of the 2 slices"):
+        make_mesh(MeshConfig(1, -1, 1, 1, 1), devices)

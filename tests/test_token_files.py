@@ -116,3 +116,24 @@ def test_tokens_of_another_tokenizer_or_config_are_refused(tmp_path):
 def test_what_only_training_reads_has_no_part_in_the_hash():
     _, params = setting()
     assert token_files.digest(params) == token_files.digest(params | {"discriminator": {"a": 1.0}})
+
+
+@pytest.mark.parametrize("place", [0.02, 0.5])
+def test_a_damaged_shard_is_named(tmp_path, place):
+    exp, params = setting()
+    token_files.tokenize(exp, params, tmp_path)
+    path = sorted(tmp_path.glob("*.array_record"))[1]
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 0xFF
+    path.write_bytes(data)
+
+    def epoch():
+        batches = token_files.loader(exp, params, tmp_path)(0)
+        for _ in range(-(-1400 // exp.train["generator"].batch_size)):
+            next(batches)
+
+    with pytest.raises(token_files.DamagedShard, match=f"shard {path} is damaged; delete it"):
+        epoch()
+    path.unlink()
+    token_files.tokenize(exp, params, tmp_path)
+    next(token_files.loader(exp, params, tmp_path)(0))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,11 @@ import pytest
 from configs import common
 from configs import flextok as config
 from nexttok import train
+from nexttok.checkpoint import SaveError, good_steps
 from nexttok.config import build
 from nexttok.mesh import MeshConfig, host_to_device, make_mesh, use_mesh
 from nexttok.optim import StageConfig
+from nexttok.progress import RATES
 from nexttok.rng import stream
 from nexttok.tokenizers import flextok
 from nexttok.train import Task
@@ -71,7 +75,8 @@ def rows(directory):
     with open(os.path.join(directory, "metrics.jsonl")) as file:
         found = [json.loads(line) for line in file]
     for row in found:
-        row.pop("examples_per_second")
+        for name in set(RATES) & set(row):
+            row.pop(name)
     return found
 
 
@@ -136,6 +141,42 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path, at):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+@pytest.mark.parametrize("fault", ["full", "gone"])
+def test_a_save_that_fails_says_so_and_keeps_the_last_good_checkpoint(tmp_path, fault):
+    """A disk that takes no more bytes, and a folder that nothing can be written to."""
+    folder, aside = tmp_path / "checkpoints", tmp_path / "aside"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def failing(start):
+        for i, batch in enumerate(batches(start)):
+            if start + i == 5:  # step 4 is saved, 6 is not yet
+                time.sleep(0.5)
+                if fault == "full":
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+                else:
+                    folder.rename(aside)
+                    folder.write_text("no folder")
+            yield batch
+
+    writer = MultiWriter([])
+    try:
+        with pytest.raises(SaveError, match=r"checkpoints/[46] could not be written: .*again$"):
+            train.fit(regression(), stage(), 0, one_device(), jnp.zeros(()), failing, str(folder),
+                      writer, {})  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        writer.close()
+    if fault == "gone":
+        folder.unlink()
+        aside.rename(folder)
+    # the manifest of step 4 is written as the next save begins, if it was not before
+    assert good_steps(folder)[0] in (2, 4)
+    assert not [p.name for p in folder.iterdir() if p.name.startswith(("6", "manifest-6"))]
+    got = run(str(tmp_path), stage())
+    expected = run(str(tmp_path / "whole"), stage())
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 def test_a_truncated_checkpoint_is_refused_and_the_previous_one_used(tmp_path, caplog):
     expected = run(str(tmp_path), stage())
     damaged = sorted(
@@ -183,7 +224,13 @@ def test_the_loss_is_told_the_step(accumulate):
     assert seen == [(0.0, False), (0.0, False), (1.0, True), (1.0, True)]
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2, 1, 1), MeshConfig(-1, 1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MeshConfig(2, 2, 2, 1, 1),
+        pytest.param(MeshConfig(-1, 1, 1, 1, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_step_equals_the_single_device_step(mesh):
     section = config.tokenizer()
     section.update(

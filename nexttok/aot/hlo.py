@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from nexttok.flops import meetings
+from nexttok.flops import attention, meetings
 
 # Bits of the types whose names do not tell them.
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
@@ -141,6 +141,7 @@ class Program:
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.roots: dict[str, Instruction] = {}
         self.entry, here = "", ""
+        text = re.sub(r"kernel_metadata=\{\n.*?\n\}", "kernel_metadata={}", text, flags=re.DOTALL)
         for line in text.splitlines():
             header = re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line)
             if header:
@@ -275,7 +276,10 @@ def _flops(x: Instruction, here: dict[str, Instruction]) -> float:
         return _convolution(x, *(here[o].shapes[0].sizes for o in x.operands))
     if x.opcode == "custom-call":
         stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', x.attributes)
-        return float(stated[1]) if stated else 0.0
+        if stated:
+            return float(stated[1])
+        named = re.search(r'op_name="([^"]*)"', x.attributes)
+        return attention(named[1], [s.sizes for s in x.shapes], "area") if named else 0.0
     return 0.0
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from nexttok import experiment, flops, sampling, train
+from nexttok import flops, sampling, train
+from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.mesh import batch_sharding, replicated, use_mesh
 from nexttok.rng import abstract_key
@@ -36,12 +36,20 @@ class Program:
     model_flops: Callable[[], float]
 
 
-def of(exp: Experiment, mesh) -> Iterator[Program]:
-    """Every stage's training step, and the sampler where there is a generator."""
-    for stage in exp.train:
-        yield training(exp, stage, mesh)
-    if exp.generator is not None:
-        yield sampler(exp, mesh)
+def of(exp: Experiment, mesh, names: tuple[str, ...] = ()) -> Iterator[Program]:
+    """Every stage's training step, and the sampler where there is a generator.
+
+    Args:
+      exp, mesh: of what, and where.
+      names: of stages, and "sampler", to leave out all others; () for everything.
+
+    Raises:
+      ConfigError: a name of nothing.
+    """
+    known = (*exp.train, *(("sampler",) if exp.generator is not None else ()))
+    check(set(names) <= set(known), "compile.programs", names, ", ".join(known))
+    for name in names or known:
+        yield sampler(exp, mesh) if name == "sampler" else training(exp, name, mesh)
 
 
 def training(exp: Experiment, stage: str, mesh) -> Program:
@@ -53,17 +61,10 @@ def training(exp: Experiment, stage: str, mesh) -> Program:
     batch = _images(exp, cfg.batch_size, mesh)
 
     def lower():
-        step = jax.jit(train.make_step(task, cfg), donate_argnums=0)
-        return step.lower(state, frozen, batch)
+        return train.jitted_step(task, cfg, state).lower(state, frozen, batch)
 
     def asked():
-        plain = make_task(experiment.resolve(without_remat(exp.config)), stage)
-        given = batch | {"step": jax.ShapeDtypeStruct((), jnp.int32)}
-
-        def grad(params, frozen, batch, key):
-            return train.loss_and_grad(plain, params, frozen, batch, key, 1)
-
-        return flops.count(grad, state.params, frozen, given, abstract_key())
+        return task.flops(state.params, frozen, batch)
 
     return Program(f"{stage} step", cfg.batch_size, _size(state.params), lower, asked)
 
@@ -87,21 +88,6 @@ def sampler(exp: Experiment, mesh) -> Program:
     return Program(
         "sampler", batch, size, lambda: sample.lower(*args), lambda: flops.count(sample, *args)
     )
-
-
-def without_remat(config: ConfigDict) -> ConfigDict:
-    """The config with every `remat` off."""
-    found = config.copy_and_resolve_references()
-
-    def clear(section):
-        for name, value in section.items():
-            if isinstance(value, ConfigDict):
-                clear(value)
-            elif name == "remat":
-                section[name] = False
-
-    clear(found)
-    return found
 
 
 def _done(exp, stage, mesh):

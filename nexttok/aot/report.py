@@ -106,6 +106,19 @@ def excess(error: str) -> dict | None:
     return {"bytes": used, "capacity": capacity}
 
 
+def line(row: dict) -> str:
+    """The same in one line."""
+    memory = f"{row['bytes'] / GIB:.2f} GiB"
+    if "capacity" in row:
+        memory += f" of {row['capacity'] / GIB:.1f}"
+    if not row.get("fits", True):
+        return f"{memory}: does not fit"
+    if "seconds" not in row:
+        return memory
+    return (f"{memory}, at best {row['seconds'] * 1e3:.2f} ms, MFU at most {row['mfu_bound']:.2f}, "
+            f"collectives {row['collective_share']:.0%} of it")  # fmt: skip
+
+
 def table(row: dict) -> str:
     """A program's numbers for people."""
     mesh = " ".join(f"{name}={size}" for name, size in row["mesh"].items()) or "one device"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from nexttok.contexts.contract import Calls, Lesson
-from nexttok.nn.slots import FILL, START, TOKEN, Slots, at, class_slots, cuts, join
+from nexttok.nn.slots import FILL, START, TOKEN, Slots, at, class_slots, join, runs
 from nexttok.plans import Plan
 from nexttok.steps import At, Step, parts
 
@@ -59,7 +59,7 @@ def lesson(source: Int[np.ndarray, "N"], plan: Plan, tokens: Array, order, prefi
     """Teacher forcing: all slots at once; `tokens` are in generation order."""
     skip = skipped(plan)
     body = slots(source, plan, tokens, order, skip, plan.length - skip, prefix)
-    body = body.replace(cuts=cuts(plan.step_of_slot[skip:]))
+    body = body.replace(runs=runs(plan.step_of_slot[skip:]))
     body = join(class_slots(tokens, prefix), body) if prefix else body
     return Lesson(body, (prefix + plan.known - skip, 1), tokens[:, plan.known :])
 

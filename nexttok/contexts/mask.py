@@ -136,11 +136,12 @@ def canvas(given: Array, hidden: Bool[Array, "B N"], prefix: int) -> Slots:
         index=prefix + jnp.arange(n, dtype=jnp.int32),
         place=jnp.arange(n, dtype=jnp.int32),
         steps=jnp.zeros((n,), jnp.int32),
+        runs=(n,),
     )
     if not prefix:
         return body
-    front = class_slots(given, prefix)
-    return join(front.replace(steps=jnp.zeros((prefix,), jnp.int32)), body)
+    front = class_slots(given, prefix).replace(steps=jnp.zeros((prefix,), jnp.int32))
+    return join(front, body).replace(runs=(prefix + n,))
 
 
 def surest_first(

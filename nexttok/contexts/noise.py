@@ -50,7 +50,7 @@ class Noise:
         """The lesson of given levels [B, K] and noise [B, N, C]; the target is noise - x."""
         level = jnp.take(times, jnp.asarray(plan.step_of_slot), axis=1)[..., None]
         body = slots(plan, (1.0 - level) * x + level * noise, 0, plan.length, times, plan.sizes)
-        return Lesson(body, (0, 1), noise - x)
+        return Lesson(body.replace(runs=plan.sizes), (0, 1), noise - x)
 
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
         """One entity: its ODE or SDE from noise; the entity before enters with the first call."""

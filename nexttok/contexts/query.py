@@ -65,7 +65,8 @@ class Query:
             body = join(body, asked).replace(segments=(n, n))
             return Lesson(body, (0, 1), ordered)
         place = jnp.arange(2 * n, dtype=jnp.int32)
-        return Lesson(interleaved(place, ordered, order, place), (1, 2), ordered)
+        body = interleaved(place, ordered, order, place)
+        return Lesson(body.replace(runs=(1,) * 2 * n), (1, 2), ordered)
 
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
         """One step of decoding: the tokens of the step before, then the queries of this one."""

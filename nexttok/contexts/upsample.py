@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from nexttok.config import build
 from nexttok.contexts.contract import Calls, Lesson, Needs
-from nexttok.nn.slots import START, TOKEN, Slots, cuts
+from nexttok.nn.slots import START, TOKEN, Slots
 from nexttok.plans import Plan
 from nexttok.steps import At, Step
 from nexttok.tokens import Tokens, TokenSpec
@@ -42,7 +42,7 @@ class Upsample:
         """Teacher forcing; values [B, N, C] hold the inputs, ids [B, N] the targets."""
         del order, prefix, rng
         body = slots(plan, tokens.values, 0, plan.length)
-        return Lesson(body.replace(cuts=cuts(plan.step_of_slot)), (0, 1), tokens.ids)
+        return Lesson(body.replace(runs=plan.sizes), (0, 1), tokens.ids)
 
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
         """One scale; the state is (cache, coarse state of the tokenizer, inputs of the scale)."""

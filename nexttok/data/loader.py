@@ -1,8 +1,8 @@
 """Batches through Grain, deterministic in (seed, step), sharded by process, resumable anywhere.
 
-The order of the pipeline makes a global step's examples and their augmentation the same for any
-number of processes and workers: augment before the process slice, batch before the workers. The
-state of the iterator is then one number, the step.
+The order of the pipeline makes a global step's examples, their order and their augmentation the
+same for any number of processes and workers: augment, then batch a process's share, then slice by
+process, then hand to workers. The state of the iterator is then one number, the step.
 """
 
 import dataclasses
@@ -211,7 +211,7 @@ def make_loader(
         )
     data = pygrain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(EPOCHS)
     data = data.random_map(_Augment(source))
-    data = data[process_index::process_count].batch(batch_size // process_count)
+    data = data.batch(batch_size // process_count)[process_index::process_count]
     return Batches(data, cfg, start_step)
 
 

@@ -4,16 +4,15 @@ One rule gives every mask of the library: slot k is visible to slot q when step[
 Causal, bidirectional, prefix and block-causal attention differ in the steps alone.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.nn.cache import Cache
+from nexttok.nn.kernels import attend
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import Norm, unit
 from nexttok.nn.positions import rotate
@@ -29,36 +28,6 @@ def visible(
     key_steps = key_steps.reshape((1,) * (query_steps.ndim - key_steps.ndim) + key_steps.shape)
     q, k = query_steps[..., :, None], key_steps[..., None, :]
     return k < q if strict else k <= q
-
-
-def attend(
-    q: Float[Array, "B Q H d"],
-    k: Float[Array, "B K H d"],
-    v: Float[Array, "B K H d"],
-    mask: Bool[Array, "Q K"] | Bool[Array, "B Q K"] | None,
-    scale: float,
-    drop: Callable[[Array], Array] | None = None,
-    cuts: tuple[int, ...] = (),
-) -> Float[Array, "B Q H d"]:
-    """softmax(scale q k^T) v over visible keys; scores and softmax in float32.
-
-    `drop` is applied to the weights [B, H, Q, K] (dropout in training). With cuts, of slots on
-    themselves (K = Q), those before a cut see none from it on: the queries between two cuts meet
-    only the keys up to the second, near half of the products of a causal mask.
-    """
-    if cuts:
-        parts = []
-        for low, high in itertools.pairwise((0, *cuts, q.shape[1])):
-            seen = None if mask is None else mask[..., low:high, :high]
-            parts.append(attend(q[:, low:high], k[:, :high], v[:, :high], seen, scale, drop))
-        return jnp.concatenate(parts, axis=1)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
-    if mask is not None:
-        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights if drop is None else drop(weights)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 class Attention(nn.Module):
@@ -103,7 +72,7 @@ class Attention(nn.Module):
         context_place: Float[Array, "K E"] | None = None,
         cache: Cache | None = None,
         layer: Int[Array, ""] | int = 0,
-        cuts: tuple[int, ...] = (),
+        runs: tuple[int, ...] = (),
         filled: int = 0,
         wanted: Int[Array, "B n"] | None = None,
         train: bool = False,
@@ -111,7 +80,7 @@ class Attention(nn.Module):
         """Returns the output and, when one was given, the cache with the new slots written.
 
         Self-attention reads x by `steps` (None: everything is visible), which keep the promises of
-        `cuts` and `filled` (see nn/slots.py); with a cache, whose `layer` this is, it also reads
+        `runs` and `filled` (see nn/slots.py); with a cache, whose `layer` this is, it also reads
         the slots written before. Only the slots that are `wanted` ask (None: all do).
         Cross-attention reads `context` where `context_mask` is True; `rotary` turns no key of it.
         Queries and keys, not values, are also made of the places of their slots.
@@ -153,12 +122,17 @@ class Attention(nn.Module):
         elif cache is not None:
             cache = cache.write(layer, k, v)
             k, v, seen = cache.read(layer, filled)
-            mask, cuts = visible(ask, seen), ()
+            mask, runs = visible(ask, seen), ()
+        elif steps is None:
+            mask, runs = None, (x.shape[1],)
         else:
-            mask = None if steps is None else visible(ask, steps)
-        drop = nn.Dropout(self.weight_dropout, deterministic=not train, name="weight_dropout")
+            mask = visible(ask, steps)
+        drop = None
+        if train and self.weight_dropout:
+            drop = nn.Dropout(self.weight_dropout, deterministic=False, name="weight_dropout")
+        runs = runs if wanted is None and context is None else ()
         k, v = k.astype(q.dtype), v.astype(q.dtype)
-        y = attend(q, k, v, mask, scale, drop, cuts)
+        y = attend(q, k, v, mask, scale, drop, runs)
         init = self.init if self.proj_init is None else self.proj_init
         y = Linear(self.width, self.bias, init, self.dtype, name="proj")(
             y.reshape(*x.shape[:2], self.width)

@@ -74,8 +74,7 @@ class QueryEncoder(nn.Module):
         h = jnp.concatenate([layer_norm(h, EPS), queries], axis=1)
         steps = np.concatenate([np.zeros(count, np.int32), 1 + np.arange(self.queries)])
         h, _, _ = Transformer(c, name="trunk")(
-            h, steps=jnp.asarray(steps, jnp.int32),
-            rotary=jnp.asarray(rotary(grid, c.head_dim, self.queries)),
+            h, steps=steps, rotary=jnp.asarray(rotary(grid, c.head_dim, self.queries)),
         )  # fmt: skip
         kept = layer_norm(h[:, count:].astype(jnp.float32), EPS)
         return Linear(self.channels, bias=False, name="to_latents")(kept)
@@ -91,7 +90,7 @@ class Conditioner(nn.Module):
         c, count = self.config, values.shape[1]
         h = Linear(c.width, bias=False, dtype=c.dtype, name="from_latents")(values)
         positions = self.param("positions", INITS["normal02"], (count, c.width))
-        steps = jnp.arange(count, dtype=jnp.int32)
+        steps = np.arange(count)
         h, _, _ = Transformer(c, name="trunk")(h + positions.astype(h.dtype)[None], steps=steps)
         return layer_norm(h, EPS)
 

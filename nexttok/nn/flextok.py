@@ -85,7 +85,7 @@ class RegisterEncoder(nn.Module):
         count = patches.shape[1]
         steps = np.concatenate([np.zeros(count, np.int32), 1 + np.arange(self.registers)])
         h = jnp.concatenate([h, registers], axis=1)
-        h, _, _ = Transformer(c, name="trunk")(h, steps=jnp.asarray(steps, jnp.int32))
+        h, _, _ = Transformer(c, name="trunk")(h, steps=steps)
         return Linear(self.channels, init="zeros", name="to_latents")(layer_norm(h[:, count:]))
 
 

@@ -1,13 +1,11 @@
 """A causal transformer over vectors of unit length, as a prior of a tokenizer's codes."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from nexttok.nn.linear import INITS, Linear
 from nexttok.nn.norms import unit
-from nexttok.nn.slots import cuts
 from nexttok.nn.transformer import Transformer, TransformerConfig
 
 
@@ -33,8 +31,6 @@ class Prior(nn.Module):
         h = h + table[None, :count].astype(h.dtype)
         h = nn.Dropout(c.dropout_at("embedding"), deterministic=not train)(h)
         steps = np.arange(count, dtype=np.int32)
-        h, _, _ = Transformer(c, name="trunk")(
-            h, steps=jnp.asarray(steps), cuts=cuts(steps), train=train
-        )
+        h, _, _ = Transformer(c, name="trunk")(h, steps=steps, train=train)
         h = c.norm_layer("norm_out")(h)
         return unit(Linear(self.channels, init=c.initializer, name="to_latents")(h))

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 # Kinds of slots. FILL + j is the j-th filler vector.
 TOKEN, START, QUERY, CLASS, FILL = 0, 1, 2, 3, 4
-PART = 64  # slots that share what they may read, at least: fewer are not worth a product of theirs
 
 
 @flax.struct.dataclass
@@ -31,8 +30,8 @@ class Slots:
         where they are separate.
       visible: at most so many slots are not QUERY (static; 0 for no promise), so that an encoder
         of the visible ones may be that short.
-      cuts: static promise that slots before each of these places see none at or after it, so that
-        attention may leave such pairs out.
+      runs: static promise that steps never fall, and lengths of the runs of slots that share one,
+        so that attention may leave out what nobody sees; () for no promise.
       wanted: slots whose hidden states are wanted, int32 [B, n], where a last layer may be spared
         the others; None for all.
       filled: static promise that a cache holds at most so many slots once these are written; 0 for
@@ -48,7 +47,7 @@ class Slots:
     wanted: Int[Array, "B n"] | None = None
     segments: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     visible: int = flax.struct.field(pytree_node=False, default=0)
-    cuts: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    runs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     filled: int = flax.struct.field(pytree_node=False, default=0)
 
     def twice(self) -> "Slots":
@@ -82,17 +81,17 @@ def join(first: Slots, second: Slots) -> Slots:
         index=cat(first.index, second.index),
         place=cat(first.place, second.place),
         steps=cat(first.steps, second.steps),
-        cuts=tuple(first.kind.shape[-1] + cut for cut in second.cuts),
+        runs=first.runs + second.runs if first.runs and second.runs else (),
     )
 
 
-def cuts(steps: Int[np.ndarray, "S"]) -> tuple[int, ...]:
-    """Places where steps that never fall rise, PART slots apart or more."""
-    found = [0]
-    for place in (1 + np.flatnonzero(np.diff(steps) > 0)).tolist():
-        if place - found[-1] >= PART:
-            found.append(place)
-    return tuple(found[1:])
+def runs(steps: Int[np.ndarray, "S"]) -> tuple[int, ...]:
+    """Lengths of the runs of equal steps; () where steps fall."""
+    rises = np.diff(steps)
+    if (rises < 0).any():
+        return ()
+    ends = np.flatnonzero(np.append(rises, 1)) + 1
+    return tuple(np.diff(ends, prepend=0).tolist())
 
 
 def class_slots(content: Array, count: int) -> Slots:
@@ -104,6 +103,7 @@ def class_slots(content: Array, count: int) -> Slots:
         index=jnp.arange(count, dtype=jnp.int32),
         place=jnp.full((count,), -1, jnp.int32),
         steps=jnp.full((count,), -1, jnp.int32),
+        runs=(count,),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.mesh import constrain
+from nexttok.nn import slots
 from nexttok.nn.attention import Attention
 from nexttok.nn.cache import Cache
 from nexttok.nn.linear import INITS, Linear, scaled
@@ -165,7 +166,7 @@ class Block(nn.Module):
 
     config: TransformerConfig
     segments: tuple[int, ...] = ()
-    cuts: tuple[int, ...] = ()
+    runs: tuple[int, ...] = ()
     filled: int = 0
     first_layer: int = 0
     train: bool = False
@@ -216,7 +217,7 @@ class Block(nn.Module):
         x = jnp.where(index == 0, h, x) if c.norm_input else x
         h, cache = attention("attn")(
             h, steps, rotary, place=places[0], cache=cache,
-            layer=self.first_layer + index, cuts=self.cuts, filled=self.filled, wanted=wanted,
+            layer=self.first_layer + index, runs=self.runs, filled=self.filled, wanted=wanted,
             train=train,
         )  # fmt: skip
         x, *mods = (pick(v, wanted) for v in (x, *gates, shifts[1], scales[1]))
@@ -253,7 +254,7 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        steps: Int[Array, "S"] | Int[Array, "B S"] | None = None,
+        steps: Int[Array, "S"] | Int[Array, "B S"] | Int[np.ndarray, "S"] | None = None,
         rotary: Float[Array, "S half 2"] | Float[Array, "B S half 2"] | None = None,
         cond: Float[Array, "B D"] | Float[Array, "B G E"] | None = None,
         context: Float[Array, "B K E"] | None = None,
@@ -262,7 +263,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         first_layer: int = 0,
         tap: int = -1,
-        cuts: tuple[int, ...] = (),
+        runs: tuple[int, ...] = (),
         filled: int = 0,
         wanted: Int[Array, "B n"] | None = None,
         train: bool = False,
@@ -271,7 +272,8 @@ class Transformer(nn.Module):
 
         Args:
           x: slot embeddings.
-          steps: step ids of the slots (see nn/attention.py); None when all see all.
+          steps: step ids of the slots (see nn/attention.py), in NumPy where they are known when
+            compiled; None when all see all.
           rotary: (cos, sin) of the slots (see nn/positions.py).
           cond: condition of adaLN, one vector or one per segment.
           context, context_mask: what cross-attention reads.
@@ -279,7 +281,7 @@ class Transformer(nn.Module):
             values, are made (DETR: Carion et al., 2020).
           cache: slots processed before, entered with `steps` (see nn/cache.py).
           first_layer: which of the cache's layers is the first of these blocks.
-          cuts, filled: what attention may leave out (see nn/slots.py).
+          runs, filled: what attention may leave out (see nn/slots.py).
           tap: also return the output of this 0-based block (for alignment losses); -1 for none.
           wanted: the slots of the output; None for all. The last layer computes them alone, without
             random numbers: not in training, nor with `tap` or `places`.
@@ -289,12 +291,14 @@ class Transformer(nn.Module):
           Output, cache with the new slots' keys and values, tapped features or None.
         """
         c = self.config
+        if isinstance(steps, np.ndarray):
+            runs, steps = slots.runs(steps), jnp.asarray(steps, jnp.int32)
         rates = jnp.asarray(np.linspace(0.0, c.drop_path, c.depth), jnp.float32)
         layers = (jnp.arange(c.depth, dtype=jnp.int32), rates)
         tapped = jnp.zeros_like(x) if tap >= 0 else None
         carry = (x, cache, tapped, jnp.asarray(tap, jnp.int32))
         shared = (steps, rotary, cond, context, context_mask, places)
-        options = (c, self.segments, cuts, filled, first_layer, train)
+        options = (c, self.segments, runs, filled, first_layer, train)
         if wanted is None or self.is_initializing():
             blocks = _scanned(c, c.depth)(*options, name="blocks")
             return blocks(carry, layers, *shared, None)[0][:3]

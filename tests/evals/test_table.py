@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nexttok.config import ConfigError
-from nexttok.evals import table
+from nexttok.evals.table import TABLE
 
 TOKENIZER = {"encoder": "conv", "bottleneck": "vq"}
 
@@ -25,8 +25,8 @@ def run(root, name, **samples):
 
 def test_rows_come_from_the_files_and_the_readme_is_rewritten_in_place(tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
-    assert table.main([run(tmp_path / "a", "var"), f"--write={readme}"]) == 0
+    readme.write_text(f"before\n{TABLE.start}\nold\n{TABLE.end}\nafter\n")
+    assert TABLE.main([run(tmp_path / "a", "var"), f"--write={readme}"]) == 0
     cells = "| var | conv, vq | plan | context | head | 16 | 8 | 0.900 | 0.25 | 123 |"
     assert cells in capsys.readouterr().out
     text = readme.read_text()
@@ -37,7 +37,7 @@ def test_rows_come_from_the_files_and_the_readme_is_rewritten_in_place(tmp_path,
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
-    assert table.main([str(tmp_path)]) == 2
+    assert TABLE.main([str(tmp_path)]) == 2
     assert "finished run" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="with <!-- systems"):
-        table.write(str(tmp_path / "none.md"), "")
+        TABLE.write(str(tmp_path / "none.md"), "")

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from nexttok.config import ConfigError
-from nexttok.nn.attention import Attention, attend
+from nexttok.nn import kernels
+from nexttok.nn.attention import Attention
 from nexttok.nn.cache import empty_cache, enter, leave
+from nexttok.nn.kernels import attend
 from nexttok.nn.norms import Norm
 from nexttok.nn.positions import (
     grid_positions,
@@ -51,22 +53,23 @@ def test_attention_is_its_definition():
             np.testing.assert_allclose(got[b, :, h], weights @ v[b, :, h], rtol=1e-4, atol=1e-5)
 
 
-def test_cuts_leave_out_what_is_not_seen():
+def test_runs_leave_out_what_is_not_seen(monkeypatch):
+    monkeypatch.setattr(kernels, "PART", 1)
     model, variables = build(BASE)
     steps = jnp.asarray([0, 0, 1, 1, 1, 2])
 
     @functools.partial(jax.jit, static_argnums=1)
-    def both(variables, cuts):
-        run = lambda v: model.apply(v, X, steps, cuts=cuts)[0]
+    def both(variables, runs):
+        run = lambda v: model.apply(v, X, steps, runs=runs)[0]
         return run(variables), jax.grad(lambda v: (run(v) ** 2).sum())(variables)
 
     whole = both(variables, ())
-    for cuts in ((2,), (2, 5)):
+    for runs in ((2, 4), (2, 3, 1)):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-            both(variables, cuts), whole,
+            both(variables, runs), whole,
         )  # fmt: skip
-    wrong = both(variables, (1,))[0]  # a cut that breaks the promise changes what slot 0 reads
+    wrong = both(variables, (1, 5))[0]  # a run that breaks the promise changes what slot 0 reads
     assert np.abs(wrong - whole[0]).max() > 1e-3
 
 

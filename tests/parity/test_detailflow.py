@@ -75,6 +75,7 @@ def test_resolutions_and_mask():
         config.network((4, 4), 32, 1, 12, head_dim=16), tokenizers.codes(), 4
     ).encoder
     steps = type(made.encoder_sizes)(**{k: v for k, v in sizes.items() if k != "name"}).steps(3)
+    steps = jnp.asarray(steps)
     np.testing.assert_array_equal(visible(steps, steps), found["mask"])
 
 

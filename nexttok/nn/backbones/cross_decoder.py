@@ -9,11 +9,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nexttok.nn.attention import attend, visible
+from nexttok.nn.attention import visible
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
 from nexttok.nn.backbones.decoder import FinalNorm
 from nexttok.nn.backbones.embed import Embed
 from nexttok.nn.cache import Cache, empty_cache, enter, leave
+from nexttok.nn.kernels import attend
 from nexttok.nn.linear import Linear
 from nexttok.nn.positions import rotate
 from nexttok.nn.slots import QUERY, Slots

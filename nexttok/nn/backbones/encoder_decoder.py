@@ -59,11 +59,11 @@ class EncoderDecoder(nn.Module):
         segments = slots.segments or (x.shape[1],)
         norm = FinalNorm(c, self.dtype, name="encoder_norm")
 
-        def encoder(x, steps, segments):
+        def encoder(x, steps, segments, runs=()):
             stack = Transformer(c.transformer(self.dtype, c.depth), segments, name="encoder")
             y, memory, _ = stack(
-                x, steps=steps, rotary=rotary, cond=cond, cache=cache, filled=slots.filled,
-                train=train,
+                x, steps=steps, rotary=rotary, cond=cond, cache=cache, runs=runs,
+                filled=slots.filled, train=train,
             )  # fmt: skip
             y = norm(y, classes)
             return Linear(c.width, init=c.init, dtype=self.dtype, name="bridge")(y), memory
@@ -78,13 +78,13 @@ class EncoderDecoder(nn.Module):
             filler = self.param("mask_token", INITS["normal02"], (1, c.width)).astype(self.dtype)
             x = unpack(packed, order, hidden, filler[0])
         else:
-            x, cache = encoder(x, slots.steps, segments)
+            x, cache = encoder(x, slots.steps, segments, slots.runs)
         x = x + self._positions("positions", slots.index)
         x, cache, _ = Transformer(
             c.transformer(self.dtype, c.decoder_depth), segments, name="decoder"
         )(
             x, steps=slots.steps, rotary=rotary, cond=cond, cache=cache, first_layer=c.depth,
-            filled=slots.filled, wanted=slots.wanted, train=train,
+            runs=slots.runs, filled=slots.filled, wanted=slots.wanted, train=train,
         )  # fmt: skip
         x = FinalNorm(c, self.dtype, name="decoder_norm")(x, classes)
         if c.output_positions:

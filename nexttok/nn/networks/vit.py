@@ -136,13 +136,13 @@ class ViTSizes:
         """Latents -> pictures."""
         return Decoder(self, self.patches(image_shape), image_shape[-1])
 
-    def steps(self, patches: int) -> Array | None:
+    def steps(self, patches: int) -> Int[np.ndarray, "S"] | None:
         """Step ids of [patches | registers] (see nn/attention.py), None where all see all."""
         if self.visible == "all":
             return None
         first, i = np.zeros(patches, np.int32), np.arange(self.registers)
         steps = np.where(i < self.group, 1 + i, self.group + i // self.group)
-        return jnp.asarray(np.concatenate([first, steps]), jnp.int32)
+        return np.concatenate([first, steps])
 
 
 def fixed_positions(kind: str, grid: tuple[int, ...], width: int) -> Float[np.ndarray, "N D"]:
