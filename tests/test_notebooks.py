@@ -21,7 +21,7 @@ def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     settings = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(settings) == 1
-    settings[0].source = f'VARIANT = "tiny"\nNAMES = ("vqvae", "bsq")\nWORKDIR = {str(tmp_path)!r}'
+    settings[0].source = f'VARIANT = "tiny"\nNAMES = ("vqvae",)\nWORKDIR = {str(tmp_path)!r}'
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
     ).execute()

@@ -65,6 +65,7 @@ def test_flags_of_a_suggestion_are_those_of_the_command_line(exp):
         assert told.to_json() == config.to_json()
 
 
+@pytest.mark.slow
 def test_a_program_is_compiled_by_name_with_a_batch_per_device(exp, tmp_path):
     request = aot.Request(programs=("tokenizer",), per_device=2)
     (row,) = aot.run_compile(exp, request, str(tmp_path))
