@@ -207,7 +207,7 @@ def host_to_device(batch: dict, mesh: Mesh) -> dict:
 
 
 def platform() -> str:
-    """ "tpu", "gpu" or "cpu": of the mesh in use, which may be described only, or of JAX."""
+    """Of the mesh in use, which may be described only, else of JAX: "tpu", "gpu" or "cpu"."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     if device is None:

@@ -23,7 +23,7 @@ from nexttok.flops import attention_scope
 from nexttok.mesh import platform, spec_of
 
 BLOCK = 128  # rows and columns of Splash attention's blocks, the lanes of a TPU
-LEAST = 256  # slots below which a kernel gains nothing over the dense form
+LEAST = 256  # slots from which on kernels are used; like BLOCK not tuned, for want of a TPU
 PART = 64  # slots that the dense form treats alike, at least
 
 
@@ -45,6 +45,8 @@ def attend(
       drop: applied to the weights [B, H, Q, K] (dropout in training).
       runs: a static promise on slots that attend to each other (K = Q): each sees the slots up to
         the end of its own run, of these lengths; () for no promise. `mask` says the same.
+
+    A kernel is used from LEAST slots on, without dropout, where it takes these shapes on this mesh.
     """
     if runs and drop is None and q.shape[1] >= LEAST:
         where = platform()
