@@ -45,11 +45,7 @@ def digest(params: Any) -> str:
 def manifest(exp: Experiment, params: Any) -> dict:
     """What the files of a folder must be for this experiment, with these tokenizer parameters."""
     config = json.loads(exp.config.to_json())
-    x = jax.ShapeDtypeStruct((1, *exp.image_shape), np.float32)
-    encode = lambda p, x: vars(exp.tokenizer.encode(p, x, None))
-    made = jax.eval_shape(encode, params, x)
-    spec, passes = exp.tokenizer.spec, max(1, exp.config.cached_passes)
-    needed = {"ids": spec.vocab > 0, "values": bool(spec.scales) or not spec.vocab}
+    passes = max(1, exp.config.cached_passes)
     count = passes * len(load_source(exp.data, "train", exp.config.seed))
     # how the data is read has no influence on it
     data = {k: v for k, v in config["data"].items() if k not in ("workers", "prefetch", "root")}
@@ -65,13 +61,22 @@ def manifest(exp: Experiment, params: Any) -> dict:
             "config": config["tokenizer"],
             "sha256": digest(params),
         },
-        "fields": {
-            name: {"shape": list(made[name].shape[1:]),
-                   "dtype": str(made[name].dtype)}
-            for name, wanted in needed.items()
-            if wanted
-        },
+        "fields": {name: {"shape": list(a.shape), "dtype": str(a.dtype)}
+                   for name, a in fields(exp, params).items()},
     }  # fmt: skip
+
+
+def fields(exp: Experiment, params: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Arrays of one example's tokens that a generator reads; the parameters may be shapes."""
+    x = jax.ShapeDtypeStruct((1, *exp.image_shape), np.float32)
+    encode = lambda p, x: vars(exp.tokenizer.encode(p, x, None))
+    made, spec = jax.eval_shape(encode, params, x), exp.tokenizer.spec
+    needed = {"ids": spec.vocab > 0, "values": bool(spec.scales) or not spec.vocab}
+    return {
+        name: jax.ShapeDtypeStruct(made[name].shape[1:], made[name].dtype)
+        for name, wanted in needed.items()
+        if wanted
+    }
 
 
 def shard_path(folder: pathlib.Path, index: int, shards: int) -> pathlib.Path:

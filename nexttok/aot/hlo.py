@@ -9,7 +9,9 @@ which a fusion reads or writes a slice only the slice counts.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from nexttok.flops import attention, meetings
 
@@ -69,11 +71,22 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind and group size: bytes that one chip sends, and how often."""
+    """Collectives of one kind and group: what one chip sends, and how often.
+
+    Attributes:
+      kind: of COLLECTIVES.
+      group: chips of one slice that it joins.
+      slices: that it joins.
+      bytes: sent inside the slice, in the best ring.
+      network: bytes sent to other slices, of which every chip carries its share.
+      count: of calls.
+    """
 
     kind: str
     group: int
+    slices: int
     bytes: float
+    network: float
     count: float
 
 
@@ -84,7 +97,7 @@ class Costs:
     Attributes:
       flops: of matrix products, convolutions, and kernels that state theirs.
       bytes: of high-bandwidth memory, read or written.
-      collectives: by kind and group size.
+      collectives: by kind and group.
       unknown_loops: loops whose number of rounds the text does not tell; they count once.
     """
 
@@ -155,10 +168,10 @@ class Program:
                     if line.startswith("  ROOT "):
                         self.roots[here] = found
 
-    def costs(self) -> Costs:
-        """Of one run."""
+    def costs(self, slices: Sequence[int] = ()) -> Costs:
+        """Of one run; `slices` tells the slice of every device, () for one slice."""
         flops, moved, unknown = 0.0, 0.0, 0
-        sent: dict[tuple[str, int], list[float]] = {}
+        sent: dict[tuple[str, int, int], list[float]] = {}
         for name, times, fused, known in self._runs(self.entry, 1.0, False):
             unknown += not known
             here = self.computations[name]
@@ -166,11 +179,11 @@ class Program:
                 flops += times * _flops(x, here)
                 if not fused:
                     moved += times * self._moved(x, here)
-                found = _collective(x, here)
+                found = _collective(x, here, slices)
                 if found is not None:
-                    total = sent.setdefault(found[:2], [0.0, 0.0])
-                    total[0] += times * found[2]
-                    total[1] += times
+                    total = sent.setdefault(found[:3], [0.0, 0.0, 0.0])
+                    for i, more in enumerate((*found[3:], 1.0)):
+                        total[i] += times * more
         collectives = tuple(Collective(*key, *sent[key]) for key in sorted(sent))
         return Costs(flops, moved, collectives, unknown)
 
@@ -261,9 +274,10 @@ class Program:
         return max(whole, 0.0)
 
 
-def parse(text: str) -> Costs:
-    """Costs of the text of a compiled program, `compiled.as_text()`."""
-    return Program(text).costs()
+def parse(text: str, slices: Sequence[int] = ()) -> Costs:
+    """Costs of the text of a compiled program, `compiled.as_text()`, whose devices are in these
+    slices, () for one."""
+    return Program(text).costs(slices)
 
 
 def _flops(x: Instruction, here: dict[str, Instruction]) -> float:
@@ -306,36 +320,50 @@ def _convolution(x: Instruction, image: tuple[int, ...], kernel: tuple[int, ...]
     return total / (int(groups[1]) if groups else 1)
 
 
-def _collective(x: Instruction, here: dict[str, Instruction]) -> tuple[str, int, float] | None:
-    """(kind, group size, bytes that one chip sends in the best ring)."""
+def _collective(
+    x: Instruction, here: dict[str, Instruction], slices: Sequence[int]
+) -> tuple[str, int, int, float, float] | None:
+    """(kind, chips of a slice, slices, bytes that one chip sends inside its slice, to others).
+
+    Across slices a sum is scattered inside each first, so that every chip sends its share of it.
+    """
     kind = x.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
-    group = group_size(x.attributes)
     given = sum(s.bytes for o in x.operands for s in here[o].shapes)
-    share = (group - 1) / group
+    rows = groups(x.attributes)
+    if kind in ("collective-permute", "collective-broadcast"):
+        away = any(len({slices[i] for i in row}) > 1 for row in rows) if slices else False
+        return kind, 2, 1 + away, given * (not away), given * away
+    many = len({slices[i] for i in rows[0]}) if slices else 1
+    near = len(rows[0]) // many
+    inside, outside = (near - 1) / near, (many - 1) / many
     sent = {
-        "all-gather": given * (group - 1),
-        "all-reduce": 2 * given * share,
-        "reduce-scatter": given * share,
-        "all-to-all": given * share,
-        "ragged-all-to-all": given * share,
+        "all-gather": (given * many * (near - 1), given * (many - 1)),
+        "all-reduce": (2 * given * inside, 2 * given / near * outside),
+        "reduce-scatter": (given * inside, given / near * outside),
+        "all-to-all": (given * inside / many, given * outside),
     }
-    return kind, group, sent.get(kind, given)
+    return kind, near, many, *sent[kind.removeprefix("ragged-")]
 
 
-def group_size(attributes: str) -> int:
-    """Chips that one collective joins; 2 for a permutation, whose pairs it lists."""
+def groups(attributes: str) -> np.ndarray:
+    """Chips that each call of a collective joins, a group a row; of a permutation its pairs."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
+    if listed:
+        return np.array([[int(n) for n in row.split(",")] for row in listed[1][1:-1].split("},{")])
+    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\])(?:T\(([\d,]+)\))?", attributes)
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
     if mesh:
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(axes[a]) for a in re.findall(r"'(\w+)'", mesh[2]))
-    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
-    if tiled:
-        return int(tiled[2])
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-    if listed:
-        return len(listed[1].split(","))
-    if "source_target_pairs" in attributes:
-        return 2
-    raise ValueError(f"no groups in {attributes[:200]!r}")
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        joined = re.findall(r"'(\w+)'", mesh[2])
+        order = [a for a in axes if a not in joined] + joined
+        sides, width = list(axes.values()), math.prod(axes[a] for a in joined)
+        turn = [list(axes).index(a) for a in order]
+    elif tiled:
+        sides = [int(n) for n in tiled[3][1:-1].split(",")]
+        width = int(tiled[2])
+        turn = [int(n) for n in tiled[4].split(",")] if tiled[4] else range(len(sides))
+    else:
+        raise ValueError(f"no groups in {attributes[:200]!r}")
+    return np.arange(math.prod(sides)).reshape(sides).transpose(turn).reshape(-1, width)

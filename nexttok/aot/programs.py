@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nexttok import flops, sampling, train
+from nexttok import flops, sampling, token_files, train
 from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.mesh import batch_sharding, replicated, use_mesh
@@ -53,12 +53,21 @@ def of(exp: Experiment, mesh, names: tuple[str, ...] = ()) -> Iterator[Program]:
 
 
 def training(exp: Experiment, stage: str, mesh) -> Program:
-    """One stage's step with its real batch."""
+    """One stage's step with its real batch: tokens, where a generator trains from files of them."""
     cfg, task = exp.train[stage], make_task(exp, stage)
     with use_mesh(mesh):
         state = train.abstract_state(task, cfg, mesh)
         frozen = frozen_for(exp, stage, _done(exp, stage, mesh))
-    batch = _images(exp, cfg.batch_size, mesh)
+    arrays = {"image": jax.ShapeDtypeStruct(exp.image_shape, jnp.float32)}
+    if stage == "generator" and (exp.config.token_dataset or exp.config.cached_passes):
+        arrays = token_files.fields(exp, frozen["tokenizer"])
+    arrays = arrays | {"label": jax.ShapeDtypeStruct((), jnp.int32)}
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (cfg.batch_size, *a.shape), a.dtype, sharding=batch_sharding(mesh)
+        )
+        for name, a in arrays.items()
+    }
 
     def lower():
         return train.jitted_step(task, cfg, state).lower(state, frozen, batch)
@@ -96,14 +105,6 @@ def _done(exp, stage, mesh):
     if exp.features is not None:
         done["features"] = jax.eval_shape(exp.features.init, abstract_key())
     return done | {name: FILES[name].shapes() for name in checkpoints(exp, stage)}
-
-
-def _images(exp, size, mesh):
-    rows = batch_sharding(mesh)
-    return {
-        "image": jax.ShapeDtypeStruct((size, *exp.image_shape), jnp.float32, sharding=rows),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
-    }
 
 
 def _size(tree):

@@ -13,11 +13,14 @@ def of(compiled: Any, mesh: Any, model_flops: float) -> dict:
     """Numbers of one program, per device unless their name says otherwise.
 
     Memory is XLA's own account. `seconds` is a roofline: the longest of all products at the peak,
-    all bytes at the memory's bandwidth, and all collectives on the links, each as if the others
-    were hidden behind it; `mfu_bound` is the model's FLOPs against what the devices could have done
-    in that time. Both are left out for devices whose peaks are not known.
+    all bytes at the memory's bandwidth, and all collectives on the links and, between slices, the
+    network, each as if the others were hidden behind it; `mfu_bound` is the model's FLOPs against
+    what the devices could have done in that time. Both are left out for devices whose peaks are not
+    known.
     """
-    memory, costs = compiled.memory_analysis(), parse(compiled.as_text())
+    memory = compiled.memory_analysis()
+    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    costs = parse(compiled.as_text(), slices)
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     used += memory.output_size_in_bytes - memory.alias_size_in_bytes
     found = {
@@ -40,12 +43,12 @@ def of(compiled: Any, mesh: Any, model_flops: float) -> dict:
 
 
 def kinds(costs: Costs) -> dict:
-    """Bytes sent and calls of every kind of collective."""
+    """Bytes sent inside slices and between them, and calls, of every kind of collective."""
     found: dict[str, dict[str, float]] = {}
     for c in costs.collectives:
-        kind = found.setdefault(c.kind, {"bytes": 0.0, "calls": 0.0})
-        kind["bytes"] += c.bytes
-        kind["calls"] += c.count
+        kind = found.setdefault(c.kind, {"bytes": 0.0, "network_bytes": 0.0, "calls": 0.0})
+        for name, more in zip(kind, (c.bytes, c.network, c.count), strict=True):
+            kind[name] += more
     return found
 
 
@@ -58,7 +61,11 @@ def roofline(costs: Costs, chip: chips.Chip, sides: list[int], asked: float) -> 
       sides: of the slice's torus, longest first.
       asked: FLOPs of the model per device.
     """
-    sent = sum(c.bytes / (chip.link * axes(c, sides)) for c in costs.collectives if chip.link)
+    sent = sum(
+        c.bytes / (chip.link * axes(c, sides)) + c.network / chip.network
+        for c in costs.collectives
+        if chip.link
+    )
     parts = {
         "compute_seconds": costs.flops / chip.flops,
         "memory_seconds": costs.bytes / chip.bandwidth,
@@ -138,7 +145,11 @@ def table(row: dict) -> str:
         f"the model's {row['model_flops_of_all'] / row['devices']:.3e}"
     )
     for kind, sent in row["collectives"].items():
-        lines.append(f"  {kind:13s} {sent['bytes'] / GIB:.3f} GiB in {sent['calls']:,.0f} calls")
+        away = sent["network_bytes"]
+        between = f" and {away / GIB:.3f} GiB between slices" if away else ""
+        lines.append(
+            f"  {kind:13s} {sent['bytes'] / GIB:.3f} GiB{between} in {sent['calls']:,.0f} calls"
+        )
     if "seconds" in row:
         parts = ", ".join(f"{name} {row[f'{name}_seconds'] * 1e3:.2f}"
                           for name in ("compute", "memory", "collective"))  # fmt: skip

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -67,29 +68,65 @@ def test_slices_and_memory_on_the_chip():
     """A layer's weights are read, not the stack of all; what stays on the chip is free."""
     costs, size = hlo.parse(TPU), 256 * 128 * 4
     assert costs.bytes == size + 4 + size  # the slice and its index are read, the sum written
-    assert costs.collectives == (hlo.Collective("all-reduce", 4, 2 * size * 3 / 4, 1.0),)
+    assert costs.collectives == (hlo.Collective("all-reduce", 4, 1, 2 * size * 3 / 4, 0.0, 1.0),)
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
+    ("slices", "group", "many", "inside", "outside"),
     [
-        ("replica_groups={{0,4,8,12},{1,5,9,13}}", 4),
-        ("replica_groups=[8,2]<=[4,4]T(1,0)", 2),
-        ("replica_groups=mesh['a'=4,'b'=2,'c'=3] {'a','c'}", 12),
-        ("source_target_pairs={{0,1},{1,0}}", 2),
+        ([0, 0, 0, 0, 1, 1, 1, 1], 4, 1, 2 * 3 / 4, 0.0),
+        ([0, 0, 1, 1, 0, 0, 1, 1], 2, 2, 2 / 2, 2 / 2 / 2),
+        ([0, 1, 2, 3, 0, 1, 2, 3], 1, 4, 0.0, 2 * 3 / 4),
     ],
 )
-def test_sizes_of_groups(text, size):
-    assert hlo.group_size(text) == size
+def test_of_a_sum_over_slices_every_chip_sends_its_share(slices, group, many, inside, outside):
+    (found,) = hlo.parse(TPU, slices).collectives
+    assert (found.group, found.slices) == (group, many)
+    assert found.bytes == inside * 256 * 128 * 4
+    assert found.network == outside * 256 * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside", "outside"),
+    [
+        ("all-gather", 2 * 1, 1),  # both slices' parts to the neighbour; its own to the other slice
+        ("reduce-scatter", 1 / 2, 1 / 4),
+        ("all-to-all", 1 / 4, 1 / 2),
+        ("collective-permute", 0, 1),
+    ],
+)
+def test_bytes_of_each_kind_across_two_slices_of_two(kind, inside, outside):
+    text = TPU.replace("all-reduce(", f"{kind}(").replace("[2,4]<=[8]", "{{0,1,2,3},{4,5,6,7}}")
+    if kind == "collective-permute":
+        text = text.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", "source_target_pairs={{0,2}}")
+    (found,) = hlo.parse(text, [0, 0, 1, 1] * 2).collectives
+    assert found.bytes == inside * 256 * 128 * 4
+    assert found.network == outside * 256 * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("replica_groups={{0,4},{1,5}}", [[0, 4], [1, 5]]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=[2,2]<=[4], x={1}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
+def test_members_of_groups(text, rows):
+    np.testing.assert_array_equal(hlo.groups(text), rows)
 
 
 def test_the_roofline_is_the_slowest_part():
-    chip = chips.Chip(flops=100.0, memory=1.0, bandwidth=10.0, link=1.0)
-    costs = hlo.Costs(200.0, 30.0, (hlo.Collective("all-gather", 16, 8.0, 1.0),), 0)
+    chip = chips.Chip(flops=100.0, memory=1.0, bandwidth=10.0, link=1.0, network=0.5)
+    costs = hlo.Costs(200.0, 30.0, (hlo.Collective("all-gather", 16, 2, 7.0, 0.25, 1.0),), 0)
     found = report.roofline(costs, chip, [4, 4], asked=100.0)
     assert found["compute_seconds"] == 2.0
     assert found["memory_seconds"] == 3.0
-    assert found["collective_seconds"] == 4.0  # 16 devices are two axes of a 4 x 4 torus
+    # 16 devices are two axes of a 4 x 4 torus, and the network is slower
+    assert found["collective_seconds"] == 3.5 + 0.5
     assert found["seconds"] == 4.0
     assert found["mfu_bound"] == 0.25
 

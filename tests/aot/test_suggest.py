@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from nexttok import aot, experiment, main
-from nexttok.aot import suggest
+from nexttok.aot import programs, suggest
 from nexttok.config import ConfigError
+from nexttok.mesh import make_mesh, use_mesh
 
 CONFIG = "configs/llamagen.py:tiny"
 
@@ -63,6 +64,22 @@ def test_flags_of_a_suggestion_are_those_of_the_command_line(exp):
         for flag in flags:
             main.override(told, flag.removeprefix("--config."))
         assert told.to_json() == config.to_json()
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [("cached_passes=0", {"image", "label"}), ("cached_passes=2", {"ids", "label"}),
+     ("token_dataset=tokens", {"ids", "label"})],
+)  # fmt: skip
+def test_a_step_is_compiled_for_what_the_run_feeds_it(flag, wanted):
+    config = main.load_config(CONFIG)
+    config.cached_passes = 0
+    main.override(config, flag)
+    exp = experiment.resolve(config)
+    mesh = make_mesh(exp.mesh)
+    with use_mesh(mesh):
+        (args, _) = programs.training(exp, "generator", mesh).lower().args_info
+    assert set(args[2]) == wanted
 
 
 @pytest.mark.slow
