@@ -90,34 +90,39 @@ def layout(rng: np.random.Generator) -> tuple[Int[np.ndarray, "M 5"], Float[np.n
 
 
 def draw(
-    attributes: Int[np.ndarray, "M 5"], poses: Float[np.ndarray, "n 3"], background, side: int
+    attributes: Int[np.ndarray, "M 5"],
+    poses: Float[np.ndarray, "*T n 3"],
+    background: Float[np.ndarray, "3"],
+    side: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rasterizes a scene, anti-aliased over one pixel.
+    """Rasterizes a scene, anti-aliased over one pixel, at one pose of its shapes or at several.
 
     Returns:
-      image float32 [S, S, 3] in [-1, 1], segmentation int32 [S, S] (0, or 1 + the shape's row),
-      edges float32 [S, S] (1 where the segmentation changes).
+      image float32 [*T, S, S, 3] in [-1, 1], segmentation int32 [*T, S, S] (0, or 1 + the shape's
+      row), edges float32 [*T, S, S] (1 where the segmentation changes).
     """
-    axis = ((np.arange(side) + 0.5) / side).astype(np.float32)
-    image = np.broadcast_to(np.asarray(background, np.float32), (side, side, 3)).copy()
-    labels = np.zeros((side, side), np.int32)
-    for i, (cx, cy, turn) in enumerate(poses.astype(np.float32)):
+    axis, times = ((np.arange(side) + 0.5) / side).astype(np.float32), poses.shape[:-2]
+    image = np.empty((*times, side, side, 3), np.float32)
+    image[...] = background
+    labels = np.zeros((*times, side, side), np.int32)
+    for i, pose in enumerate(np.moveaxis(poses.astype(np.float32), -2, 0)):
         kind, color, size = attributes[i, :3].tolist()
         radius = RADII[size]
-        dx, dy = (axis[None] - cx) / radius, (axis[:, None] - cy) / radius
+        cx, cy, turn = np.moveaxis(pose[..., None, None], -3, 0)
+        dx, dy = (axis - cx) / radius, (axis[:, None] - cy) / radius
         cos, sin = np.cos(turn), np.sin(turn)
         gap = distance(kind, cos * dx + sin * dy, cos * dy - sin * dx)
         cover = np.clip(0.5 - gap * radius * side, 0.0, 1.0)[..., None]
         tone = np.asarray(COLORS[COLOR_NAMES[color]], np.float32)
         image = image * (1 - cover) + tone * cover
         labels[cover[..., 0] >= 0.5] = i + 1
-    edges = np.zeros((side, side), np.float32)
-    edges[:, 1:] = labels[:, 1:] != labels[:, :-1]
-    edges[1:] = np.maximum(edges[1:], labels[1:] != labels[:-1])
+    edges = np.zeros((*times, side, side), np.float32)
+    edges[..., 1:] = labels[..., 1:] != labels[..., :-1]
+    edges[..., 1:, :] = np.maximum(edges[..., 1:, :], labels[..., 1:, :] != labels[..., :-1, :])
     return (image * 2 - 1).astype(np.float32), labels, edges
 
 
-def bounce(start: np.ndarray, velocity: np.ndarray, time: int) -> np.ndarray:
+def bounce(start: np.ndarray, velocity: np.ndarray, time: np.ndarray | int) -> np.ndarray:
     """Position after `time` frames of straight motion reflected inside [0.15, 0.85]."""
     low, span = 0.15, 0.7
     phase = (start - low + velocity * time) % (2 * span)
@@ -147,13 +152,10 @@ class Shapes:
         side, frames = self.cfg.resolution, self.cfg.frames
         if frames:
             velocity = rng.uniform(-0.08, 0.08, (len(poses), 2))
-            scenes = []
-            for t in range(frames):
-                moved = np.concatenate([bounce(poses[:, :2], velocity, t), poses[:, 2:]], 1)
-                scenes.append(draw(attributes, moved, background, side))
-            image, labels, edges = (np.stack(part) for part in zip(*scenes, strict=True))
-        else:
-            image, labels, edges = draw(attributes, poses, background, side)
+            centres = bounce(poses[:, :2], velocity, np.arange(frames)[:, None, None])
+            turns = np.broadcast_to(poses[:, 2:], (frames, len(poses), 1))
+            poses = np.concatenate([centres, turns], -1)
+        image, labels, edges = draw(attributes, poses, background, side)
         return {
             "image": to_channels(image, self.cfg.channels),
             "label": attributes[0, 0],
