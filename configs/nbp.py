@@ -94,8 +94,8 @@ def video(config):
     config.tokenizer = tokenizers.video()
     config.cached_passes = 0  # of 50,000 clips each is seen once at most
     config.eval.classifier_steps = 160
-    config.train.tokenizer.update(steps=600, batch_size=32, optimizer="muon", learning_rate=4e-3)
-    config.train.generator.update(steps=1000, batch_size=32, optimizer="muon", learning_rate=3e-3)
+    config.train.tokenizer.update(steps=550, batch_size=32, optimizer="muon", learning_rate=4e-3)
+    config.train.generator.update(steps=850, batch_size=32, optimizer="muon", learning_rate=3e-3)
 
 
 def prediction(config):
