@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -108,10 +109,12 @@ def parameter_counts(exp: Experiment) -> dict[str, int]:
     return counts
 
 
-def check_batches(exp: Experiment, mesh) -> None:
-    """Raises ConfigError unless every (micro-)batch divides over the data and fsdp axes."""
+def check_batches(exp: Experiment, mesh, stages: Collection[str] = ()) -> None:
+    """Raises ConfigError unless the (micro-)batches of these stages, () for all, divide over the
+    data and fsdp axes."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    for stage, cfg in exp.train.items():
+    for stage in stages or exp.train:
+        cfg = exp.train[stage]
         micro = cfg.batch_size // cfg.accumulate
         check(micro % ways == 0, f"train.{stage}.batch_size", cfg.batch_size,
               f"a multiple of accumulate x data x fsdp = {cfg.accumulate * ways}")  # fmt: skip

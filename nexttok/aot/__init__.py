@@ -16,7 +16,6 @@ from nexttok.config import ConfigError, check
 from nexttok.evals.results import write_text
 from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh, use_mesh
-from nexttok.stages import check_batches
 
 log = logging.getLogger("nexttok")
 
@@ -73,7 +72,6 @@ def _rows(exp, request, devices, name):
     if request.per_device:
         exp = with_batch(exp, request.per_device * len(devices))
     mesh = make_mesh(exp.mesh, devices)
-    check_batches(exp, mesh)
     rows = []
     for program in programs.of(exp, mesh, request.programs):
         rows.append(measure(program, mesh, name))

@@ -27,6 +27,7 @@ FREE = (
     "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "domain",
 )  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
+IOTA = r"(\[[\d,]+\])(?:T\(([\d,]+)\))?"  # [4,2]T(1,0): numbers in this shape, axes turned
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 
 
@@ -348,22 +349,38 @@ def _collective(
 
 
 def groups(attributes: str) -> np.ndarray:
-    """Chips that each call of a collective joins, a group a row; of a permutation its pairs."""
+    """Chips that each call of a collective joins, a group a row; of a permutation its pairs.
+
+    Raises:
+      ValueError: none are told in a way that is known.
+    """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
     if listed:
         return np.array([[int(n) for n in row.split(",")] for row in listed[1][1:-1].split("},{")])
-    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\])(?:T\(([\d,]+)\))?", attributes)
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
-    if mesh:
-        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        joined = re.findall(r"'(\w+)'", mesh[2])
-        order = [a for a in axes if a not in joined] + joined
-        sides, width = list(axes.values()), math.prod(axes[a] for a in joined)
-        turn = [list(axes).index(a) for a in order]
-    elif tiled:
-        sides = [int(n) for n in tiled[3][1:-1].split(",")]
-        width = int(tiled[2])
-        turn = [int(n) for n in tiled[4].split(",")] if tiled[4] else range(len(sides))
-    else:
+    tiled = re.search(rf"replica_groups=\[(\d+),(\d+)\]<={IOTA}", attributes)
+    if tiled:
+        return _iota(tiled[3], tiled[4]).reshape(-1, int(tiled[2]))
+    mesh = re.search(
+        rf"replica_groups=mesh\[([\w'=,]*)\],?(?: device_ids=\({IOTA}\))? \{{([\w',:()]*)\}}",
+        attributes,
+    )
+    if mesh is None:
         raise ValueError(f"no groups in {attributes[:200]!r}")
-    return np.arange(math.prod(sides)).reshape(sides).transpose(turn).reshape(-1, width)
+    axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+    chips = _iota(mesh[2] or f"[{math.prod(axes.values())}]", mesh[3])
+    sides, joined = [], []
+    parts = {name: part for name, *part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[4])}
+    for name, size in axes.items():  # 'x':(2)4 is the part of 4 behind the first 2 of an axis
+        before, inside = (int(n) if n else None for n in parts.get(name, ("1", "1")))
+        before, inside = before or 1, inside or size
+        joined.append(len(sides) + 1)
+        sides += [before, inside, size // (before * inside)]
+    rest = [i for i in range(len(sides)) if i not in joined]
+    width = math.prod(sides[i] for i in joined)
+    return chips.reshape(sides).transpose(rest + joined).reshape(-1, width)
+
+
+def _iota(sides: str, turn: str | None) -> np.ndarray:
+    shape = [int(n) for n in sides[1:-1].split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose([int(n) for n in turn.split(",")]) if turn else numbers

@@ -13,7 +13,7 @@ from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.mesh import batch_sharding, replicated, use_mesh
 from nexttok.rng import abstract_key
-from nexttok.stages import FILES, abstract_params, checkpoints, frozen_for, make_task
+from nexttok.stages import FILES, abstract_params, check_batches, checkpoints, frozen_for, make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,7 @@ def of(exp: Experiment, mesh, names: tuple[str, ...] = ()) -> Iterator[Program]:
 
 def training(exp: Experiment, stage: str, mesh) -> Program:
     """One stage's step with its real batch: tokens, where a generator trains from files of them."""
+    check_batches(exp, mesh, (stage,))
     cfg, task = exp.train[stage], make_task(exp, stage)
     with use_mesh(mesh):
         state = train.abstract_state(task, cfg, mesh)

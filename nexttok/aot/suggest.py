@@ -11,7 +11,6 @@ from nexttok.aot import programs, report
 from nexttok.config import ConfigError
 from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh
-from nexttok.stages import check_batches
 
 log = logging.getLogger("nexttok")
 
@@ -69,7 +68,6 @@ def search(exp: Experiment, stage: str, devices, measure) -> list[dict]:
             try:
                 found = experiment.resolve(config)
                 mesh = make_mesh(found.mesh, devices)
-                check_batches(found, mesh)
                 program = programs.training(found, stage, mesh)
             except ConfigError as error:
                 log.info("%s: %s", " ".join(flags), error)

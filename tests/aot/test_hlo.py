@@ -112,11 +112,21 @@ def test_bytes_of_each_kind_across_two_slices_of_two(kind, inside, outside):
         ("replica_groups=[2,2]<=[4], x={1}", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}", [[0, 1, 2, 3]]),
+        (
+            "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x={}",
+            [[0, 2], [1, 3]],
+        ),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ],
 )
 def test_members_of_groups(text, rows):
     np.testing.assert_array_equal(hlo.groups(text), rows)
+
+
+def test_groups_told_in_an_unknown_way_are_refused():
+    with pytest.raises(ValueError, match="no groups"):
+        hlo.groups("replica_groups=ring(8)")
 
 
 def test_the_roofline_is_the_slowest_part():
