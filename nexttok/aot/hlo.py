@@ -28,6 +28,7 @@ FREE = (
 )  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
 IOTA = r"(\[[\d,]+\])(?:T\(([\d,]+)\))?"  # [4,2]T(1,0): numbers in this shape, axes turned
+GOES_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')  # -1 where it starts
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 
 
@@ -180,7 +181,7 @@ class Program:
                 flops += times * _flops(x, here)
                 if not fused:
                     moved += times * self._moved(x, here)
-                found = _collective(x, here, slices)
+                found = _collective(x, here, slices, name)
                 if found is not None:
                     total = sent.setdefault(found[:3], [0.0, 0.0, 0.0])
                     for i, more in enumerate((*found[3:], 1.0)):
@@ -322,15 +323,20 @@ def _convolution(x: Instruction, image: tuple[int, ...], kernel: tuple[int, ...]
 
 
 def _collective(
-    x: Instruction, here: dict[str, Instruction], slices: Sequence[int]
+    x: Instruction, here: dict[str, Instruction], slices: Sequence[int], name: str
 ) -> tuple[str, int, int, float, float] | None:
-    """(kind, chips of a slice, slices, bytes that one chip sends inside its slice, to others).
+    """(kind, chips of a slice, slices, bytes that one chip sends inside its slice, to others), of
+    an instruction of the computation `name`.
 
     Across slices a sum is scattered inside each first, so that every chip sends its share of it.
+    XLA for TPUs overlaps a collective with the fusions that follow its start, and repeats it in
+    each of them; a scattered sum is a fusion of a sum and a slice.
     """
     kind = x.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES or GOES_ON.search(x.attributes):
         return None
+    if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
     given = sum(s.bytes for o in x.operands for s in here[o].shapes)
     rows = groups(x.attributes)
     if kind in ("collective-permute", "collective-broadcast"):

@@ -71,6 +71,15 @@ def test_slices_and_memory_on_the_chip():
     assert costs.collectives == (hlo.Collective("all-reduce", 4, 1, 2 * size * 3 / 4, 0.0, 1.0),)
 
 
+def test_an_overlapped_collective_counts_once_and_a_sliced_sum_as_scattered():
+    config = 'backend_config={"async_collective_fusion_config":{"flag_start":"%s","flag_end":"8"}}'
+    begins, goes_on = (TPU.replace("<=[8]", "<=[8], " + config % flag) for flag in ("-1", "2"))
+    assert hlo.parse(begins).collectives == hlo.parse(TPU).collectives
+    assert hlo.parse(goes_on).collectives == ()
+    (found,) = hlo.parse(TPU.replace("%main", "%all-reduce-scatter.1")).collectives
+    assert (found.kind, found.bytes) == ("reduce-scatter", 3 / 4 * 256 * 128 * 4)
+
+
 @pytest.mark.parametrize(
     ("slices", "group", "many", "inside", "outside"),
     [
