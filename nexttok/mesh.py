@@ -107,15 +107,19 @@ def make_mesh(cfg: MeshConfig, devices: Any = None) -> Mesh:
         )
     kinds = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if slices == 1:
-        return jax.make_mesh(sizes, AXES, kinds, devices=devices)
+    if slices == 1:  # an axis of the mesh may be a part of one of the torus
+        found = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(found, AXES, kinds)
     if sizes[0] % slices:
         raise ConfigError(
             f"config.mesh.data = {sizes[0]}: expected a multiple of the {slices} slices, as the "
             "data axis alone crosses them"
         )
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1, 1]
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, kinds)
+    found = mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
+    return Mesh(found, AXES, kinds)
 
 
 @contextlib.contextmanager

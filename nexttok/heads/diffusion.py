@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from nexttok.config import build, check
 from nexttok.heads import guidance
 from nexttok.heads.draw import Draw
+from nexttok.mesh import constrain
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import Norm, layer_norm
 from nexttok.nn.positions import time_features
@@ -49,18 +50,19 @@ class Denoiser(nn.Module):
         def linear(features, name, init="xavier"):
             return Linear(features, init=init, dtype=self.dtype, name=name)
 
-        h = linear(self.width, "project")(x)
+        h = constrain(linear(self.width, "project")(x), "batch", None)
         times = time_features(t, 256, 1e4)
         y = linear(self.width, "time2", normal02)(
             jax.nn.silu(linear(self.width, "time1", normal02)(times))
         )
-        y = jax.nn.silu(y + condition)
+        y = constrain(jax.nn.silu(y + condition), "batch", None)
         for i in range(self.depth):
             mods = linear(3 * self.width, f"block{i}_adaln", "zeros")(y)
             shift, scale, gate = jnp.split(mods, 3, axis=-1)
             r = Norm("layer", True, 1e-6, name=f"block{i}_norm")(h) * (1.0 + scale) + shift
             r = jax.nn.silu(linear(self.width, f"block{i}_fc1")(r))
-            h = h + gate * linear(self.width, f"block{i}_fc2")(r)
+            r = linear(self.width, f"block{i}_fc2")(constrain(r, "batch", "mlp"))
+            h = constrain(h + gate * r, "batch", None)
         shift, scale = jnp.split(linear(2 * self.width, "adaln", "zeros")(y), 2, axis=-1)
         h = layer_norm(h, 1e-6) * (1.0 + scale) + shift
         out = linear(2 * self.channels, "moments", "zeros")(h).astype(jnp.float32)
@@ -266,13 +268,16 @@ class Diffusion:
     ) -> tuple[Float[Array, "B S"], dict]:
         """Noise error plus variational bound, averaged over `repeats` noise levels per token."""
         del train
-        shape = target.shape[:2]
-        x0 = jnp.tile(target.reshape(-1, self.channels), (self.repeats, 1))
-        told = jnp.tile(self.condition(params, hidden), (self.repeats, 1))
+        several = (len(target), self.repeats, target.shape[1])  # an example's rows stay together
+        told = self.condition(params, hidden).reshape(*target.shape[:2], self.width)
+        x0, told = (
+            jnp.broadcast_to(a[:, None], (*several, a.shape[-1])).reshape(-1, a.shape[-1])
+            for a in (target, told)
+        )
         step = jax.random.randint(stream(rng, "time"), (len(x0),), 0, TIMES, jnp.int32)
         noise = jax.random.normal(stream(rng, "noise"), x0.shape)
         error, bound = self.parts(params, x0, noise, step, told)
-        total = (error + bound).reshape(self.repeats, *shape).mean(0)
+        total = (error + bound).reshape(several).mean(1)
         return total, {"noise_mse": error.mean(), "bound_bits": bound.mean()}
 
     def parts(
