@@ -123,6 +123,16 @@ class Device:
         self.id, self.slice_index = number, number // 8
 
 
+def test_an_axis_may_be_a_part_of_one_of_the_torus():
+    chips = [Device(0) for _ in range(64)]
+    for i, chip in enumerate(chips):
+        chip.id, chip.platform, chip.device_kind, chip.core_on_chip = i, "tpu", "TPU v5", 0
+        chip.coords = (i % 4, i // 4 % 4, i // 16)
+    mesh = make_mesh(MeshConfig(1, -1, 2, 1, 1), chips)
+    assert mesh.devices.shape == (1, 32, 2, 1, 1)
+    assert {chip.id for chip in mesh.devices.flat} == set(range(64))
+
+
 def test_only_the_data_axis_crosses_slices():
     devices = [Device(i) for i in range(16)]
     mesh = make_mesh(MeshConfig(-1, 2, 2, 1, 1), devices)
