@@ -19,6 +19,7 @@ from jaxtyping import Array
 from nexttok.config import ConfigError, check
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+SMALL = 2**20  # numbers of an array that need not be divided
 
 RULES: dict[str | None, tuple[str, ...]] = {
     None: (),
@@ -168,24 +169,28 @@ def path_name(path: tuple) -> str:
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
     """NamedSharding of every leaf of parameters, or of optimizer state that mirrors them.
 
+    The fsdp axis only says where parameters lie, so that arrays of less than SMALL numbers stay
+    whole where it does not divide them.
+
     Raises:
-      ConfigError: a dimension does not divide over its mesh axes.
+      ConfigError: a dimension of another array does not divide over its mesh axes.
       ValueError: a parameter that the tables do not place.
     """
 
     def place(path, leaf):
         name = path_name(path)
-        axes = axes_of(name, leaf.shape)
-        spec = spec_of(axes)
-        for size, entry in zip(leaf.shape, spec, strict=True):
+        spec = list(spec_of(axes_of(name, leaf.shape)))
+        for i, (size, entry) in enumerate(zip(leaf.shape, spec, strict=True)):
             names = (entry,) if isinstance(entry, str) else (entry or ())
             ways = int(np.prod([mesh.shape[n] for n in names]))
-            if size % ways:
+            if size % ways and entry == "fsdp" and np.prod(leaf.shape) < SMALL:
+                spec[i] = None
+            elif size % ways:
                 raise ConfigError(
                     f"config.mesh.{names[0]} = {mesh.shape[names[0]]}: expected a divisor of "
                     f"{size}, a dimension of parameter {name} {tuple(leaf.shape)}"
                 )
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

@@ -113,6 +113,15 @@ def test_every_context_trains_alike_on_every_mesh(name, sizes):
     )  # fmt: skip
 
 
+def test_small_arrays_that_fsdp_does_not_divide_stay_whole_and_large_ones_are_refused():
+    mesh = make_mesh(MeshConfig(1, -1, 1, 1, 1))
+    conv = {"conv0": {"kernel": jax.ShapeDtypeStruct((3, 3, 4, 12), jnp.float32)}}
+    assert param_shardings(mesh, conv)["conv0"]["kernel"].is_fully_replicated
+    fc1 = {"fc1": {"kernel": jax.ShapeDtypeStruct((1028, 1024), jnp.float32)}}
+    with pytest.raises(ConfigError, match=r"mesh\.fsdp = 8: expected a divisor of 1028"):
+        param_shardings(mesh, fc1)
+
+
 class Device:
     """What a mesh of several slices looks at."""
 
