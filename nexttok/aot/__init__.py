@@ -127,10 +127,12 @@ def topology_devices(topology: str, slices: int = 1):
     """
     from jax.experimental import topologies  # needs libtpu only when asked for
 
-    # libtpu asks the machine's metadata server who it is, and must not here
-    for name, value in (("SKIP_MDS_QUERY", "1"), ("ACCELERATOR_TYPE", "v5p-8"),
-                        ("WORKER_HOSTNAMES", "localhost")):  # fmt: skip
-        os.environ.setdefault(f"TPU_{name}", value)
+    # libtpu must neither ask the machine's metadata server who it is, nor lock out other programs
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", "v5p-8"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     try:
         return topologies.get_topology_desc(
