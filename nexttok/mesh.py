@@ -224,6 +224,12 @@ def platform() -> str:
     return "gpu" if device.platform in ("cuda", "rocm") else device.platform
 
 
+def batch_ways() -> int:
+    """Over how many parts the mesh in use divides a batch; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Places an activation by its logical axes; does nothing without a mesh of several devices."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -9,9 +9,7 @@ which a fusion reads or writes a slice only the slice counts.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Iterator
 
 from nexttok.flops import attention, meetings
 
@@ -27,8 +25,8 @@ FREE = (
     "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "domain",
 )  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
-IOTA = r"(\[[\d,]+\])(?:T\(([\d,]+)\))?"  # [4,2]T(1,0): numbers in this shape, axes turned
 GOES_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')  # -1 where it starts
+BETWEEN = re.compile(r'megascale_runtime".*_xla_host_transfer_rendezvous="([a-z-]+)_')
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 
 
@@ -77,10 +75,10 @@ class Collective:
 
     Attributes:
       kind: of COLLECTIVES.
-      group: chips of one slice that it joins.
+      group: chips of a slice that it joins; 1 where it joins slices.
       slices: that it joins.
-      bytes: sent inside the slice, in the best ring.
-      network: bytes sent to other slices, of which every chip carries its share.
+      bytes: sent inside the slice.
+      network: bytes sent to other slices.
       count: of calls.
     """
 
@@ -170,8 +168,8 @@ class Program:
                     if line.startswith("  ROOT "):
                         self.roots[here] = found
 
-    def costs(self, slices: Sequence[int] = ()) -> Costs:
-        """Of one run; `slices` tells the slice of every device, () for one slice."""
+    def costs(self, slices: int = 1) -> Costs:
+        """Of one run on so many slices."""
         flops, moved, unknown = 0.0, 0.0, 0
         sent: dict[tuple[str, int, int], list[float]] = {}
         for name, times, fused, known in self._runs(self.entry, 1.0, False):
@@ -276,9 +274,8 @@ class Program:
         return max(whole, 0.0)
 
 
-def parse(text: str, slices: Sequence[int] = ()) -> Costs:
-    """Costs of the text of a compiled program, `compiled.as_text()`, whose devices are in these
-    slices, () for one."""
+def parse(text: str, slices: int = 1) -> Costs:
+    """Costs of the text of a compiled program, `compiled.as_text()`, on so many slices."""
     return Program(text).costs(slices)
 
 
@@ -323,70 +320,53 @@ def _convolution(x: Instruction, image: tuple[int, ...], kernel: tuple[int, ...]
 
 
 def _collective(
-    x: Instruction, here: dict[str, Instruction], slices: Sequence[int], name: str
+    x: Instruction, here: dict[str, Instruction], slices: int, name: str
 ) -> tuple[str, int, int, float, float] | None:
-    """(kind, chips of a slice, slices, bytes that one chip sends inside its slice, to others), of
-    an instruction of the computation `name`.
+    """(kind, chips, slices, bytes that one chip sends inside its slice, to others), of an
+    instruction of the computation `name`.
 
-    Across slices a sum is scattered inside each first, so that every chip sends its share of it.
     XLA for TPUs overlaps a collective with the fusions that follow its start, and repeats it in
-    each of them; a scattered sum is a fusion of a sum and a slice.
+    each of them; a scattered sum is a fusion of a sum and a slice; what goes to other slices is
+    handed to the host, under the name of its kind.
     """
     kind = x.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES or GOES_ON.search(x.attributes):
+    away = BETWEEN.search(x.attributes) if kind == "send" else None
+    if (kind not in COLLECTIVES and not away) or GOES_ON.search(x.attributes):
         return None
+    given = sum(s.bytes for o in x.operands for s in here[o].shapes)
+    if away:
+        return away[1], 1, slices, 0.0, _sent(away[1], given, slices)
     if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
-    given = sum(s.bytes for o in x.operands for s in here[o].shapes)
-    rows = groups(x.attributes)
-    if kind in ("collective-permute", "collective-broadcast"):
-        away = any(len({slices[i] for i in row}) > 1 for row in rows) if slices else False
-        return kind, 2, 1 + away, given * (not away), given * away
-    many = len({slices[i] for i in rows[0]}) if slices else 1
-    near = len(rows[0]) // many
-    inside, outside = (near - 1) / near, (many - 1) / many
-    sent = {
-        "all-gather": (given * many * (near - 1), given * (many - 1)),
-        "all-reduce": (2 * given * inside, 2 * given / near * outside),
-        "reduce-scatter": (given * inside, given / near * outside),
-        "all-to-all": (given * inside / many, given * outside),
-    }
-    return kind, near, many, *sent[kind.removeprefix("ragged-")]
+    group = group_size(x.attributes)
+    return kind, group, 1, _sent(kind, given, group), 0.0
 
 
-def groups(attributes: str) -> np.ndarray:
-    """Chips that each call of a collective joins, a group a row; of a permutation its pairs.
+def _sent(kind: str, given: float, group: int) -> float:
+    """Bytes that one of a group sends in the best ring."""
+    share = (group - 1) / group
+    factors = {"all-gather": group - 1, "all-reduce": 2 * share, "reduce-scatter": share,
+               "all-to-all": share, "ragged-all-to-all": share}  # fmt: skip
+    return given * factors.get(kind, 1.0)
+
+
+def group_size(attributes: str) -> int:
+    """Chips that one collective joins; 2 for a permutation, whose pairs it lists.
 
     Raises:
-      ValueError: none are told in a way that is known.
+      ValueError: they are not told in a way that is known.
     """
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
-    if listed:
-        return np.array([[int(n) for n in row.split(",")] for row in listed[1][1:-1].split("},{")])
-    tiled = re.search(rf"replica_groups=\[(\d+),(\d+)\]<={IOTA}", attributes)
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([\w',:()]*)\}", attributes)
+    if mesh:  # of an axis its whole size, or a part: 'x':(2)4 is the 4 behind the first 2
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
+    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
     if tiled:
-        return _iota(tiled[3], tiled[4]).reshape(-1, int(tiled[2]))
-    mesh = re.search(
-        rf"replica_groups=mesh\[([\w'=,]*)\],?(?: device_ids=\({IOTA}\))? \{{([\w',:()]*)\}}",
-        attributes,
-    )
-    if mesh is None:
-        raise ValueError(f"no groups in {attributes[:200]!r}")
-    axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    chips = _iota(mesh[2] or f"[{math.prod(axes.values())}]", mesh[3])
-    sides, joined = [], []
-    parts = {name: part for name, *part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[4])}
-    for name, size in axes.items():  # 'x':(2)4 is the part of 4 behind the first 2 of an axis
-        before, inside = (int(n) if n else None for n in parts.get(name, ("1", "1")))
-        before, inside = before or 1, inside or size
-        joined.append(len(sides) + 1)
-        sides += [before, inside, size // (before * inside)]
-    rest = [i for i in range(len(sides)) if i not in joined]
-    width = math.prod(sides[i] for i in joined)
-    return chips.reshape(sides).transpose(rest + joined).reshape(-1, width)
-
-
-def _iota(sides: str, turn: str | None) -> np.ndarray:
-    shape = [int(n) for n in sides[1:-1].split(",")]
-    numbers = np.arange(math.prod(shape)).reshape(shape)
-    return numbers.transpose([int(n) for n in turn.split(",")]) if turn else numbers
+        return int(tiled[2])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    if listed:
+        return len(listed[1].split(","))
+    if "source_target_pairs" in attributes:
+        return 2
+    raise ValueError(f"no groups in {attributes[:200]!r}")

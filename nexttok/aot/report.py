@@ -19,8 +19,8 @@ def of(compiled: Any, mesh: Any, model_flops: float) -> dict:
     known.
     """
     memory = compiled.memory_analysis()
-    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-    costs = parse(compiled.as_text(), slices)
+    slices = {getattr(device, "slice_index", 0) for device in mesh.devices.flat}
+    costs = parse(compiled.as_text(), len(slices))
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     used += memory.output_size_in_bytes - memory.alias_size_in_bytes
     found = {

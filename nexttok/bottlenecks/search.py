@@ -4,7 +4,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-ROWS, CODES = 1024, 4096  # of a block of distances, 16 MiB
+from nexttok.mesh import batch_ways
+
+ROWS, CODES = 1024, 4096  # of a device's block of distances, 16 MiB
+
+
+def parts(z: Float[Array, "M C"], rows: int) -> Float[Array, "P R C"]:
+    """Rows in parts, of at most `rows` on each device; the last rows of some parts are zeros.
+
+    Neighbours go to different parts, so that every part has rows of every device and a loop over
+    parts moves none.
+    """
+    count = -(-len(z) // (rows * batch_ways()))
+    padded = jnp.pad(z, ((0, -len(z) % count), (0, 0)))
+    return padded.reshape(-1, count, z.shape[1]).swapaxes(0, 1)
 
 
 def nearest(z: Float[Array, "M C"], codebook: Float[Array, "V C"]) -> Int[Array, "M"]:
@@ -13,9 +26,9 @@ def nearest(z: Float[Array, "M C"], codebook: Float[Array, "V C"]) -> Int[Array,
     Distances are taken in blocks, so that memory grows with M + V and not with M V.
     """
     z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
-    if len(z) * len(codebook) <= ROWS * CODES:
+    if len(z) * len(codebook) <= ROWS * CODES * batch_ways():
         return jnp.argmin(_scores(z, codebook), -1).astype(jnp.int32)
-    rows, codes = min(ROWS, len(z)), min(CODES, len(codebook))
+    codes = min(CODES, len(codebook))
     lacking = -len(codebook) % codes
     blocks = jnp.pad(codebook, ((0, lacking), (0, 0))).reshape(-1, codes, codebook.shape[1])
     # a padded code is further away than any other
@@ -38,8 +51,7 @@ def nearest(z: Float[Array, "M C"], codebook: Float[Array, "V C"]) -> Int[Array,
         first = (jnp.full(len(part), jnp.inf), jnp.zeros(len(part), jnp.int32))
         return jax.lax.scan(look, first, (blocks, norms, starts))[0][1]
 
-    padded = jnp.pad(z, ((0, -len(z) % rows), (0, 0))).reshape(-1, rows, z.shape[1])
-    return jax.lax.map(search, padded).reshape(-1)[: len(z)]
+    return jax.lax.map(search, parts(z, ROWS)).T.reshape(-1)[: len(z)]
 
 
 def among_nearest(

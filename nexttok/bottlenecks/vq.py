@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nexttok.bottlenecks import upkeep
+from nexttok.bottlenecks import search, upkeep
 from nexttok.bottlenecks.contract import Coded, Codes
 from nexttok.bottlenecks.search import among_nearest, nearest
 from nexttok.config import build
 
 GRADIENTS, UPDATES = ("straight", "rotation"), ("gradient", "ema")
 REVIVALS, INITS = ("none", "random", "anchor"), ("uniform", "normal", "kaiming", "kmeans")
-ENTROPY_ROWS = 1024  # latents whose soft assignments are held at a time
+ENTROPY_ROWS = 1024  # latents whose soft assignments a device holds at a time
 
 
 def init_codebook(key: Array, size: int, channels: int) -> Float[Array, "V C"]:
@@ -122,9 +122,8 @@ def entropy(
     z, rows = z.astype(jnp.float32).reshape(-1, z.shape[-1]), codebook.astype(jnp.float32)
     if normalize:
         z, rows = unit(z), unit(rows)
-    size = min(ENTROPY_ROWS, len(z))
-    weight = jnp.pad(jnp.ones(len(z)), (0, -len(z) % size)).reshape(-1, size)
-    parts = jnp.pad(z, ((0, -len(z) % size), (0, 0))).reshape(-1, size, z.shape[1])
+    weight = search.parts(jnp.ones((len(z), 1)), ENTROPY_ROWS)[..., 0]
+    parts = search.parts(z, ENTROPY_ROWS)
 
     @jax.checkpoint
     def add(total, part):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from nexttok.aot import hlo
 from nexttok.bottlenecks import binary, residual, scalars, search, transport, upkeep, vq
+from nexttok.mesh import MeshConfig, batch_sharding, make_mesh, use_mesh
 from tests.bottlenecks.test_components import GRID, make
 
 
@@ -26,6 +28,22 @@ def test_blocks_find_the_nearest_of_all(monkeypatch):
     distances = np.square(np.asarray(z)[:, None] - np.asarray(codes)[None]).sum(-1)
     np.testing.assert_array_equal(ids, distances.argmin(1))
     assert int(ids[0]) == 5
+
+
+@pytest.mark.parametrize(("formula", "kinds"), [("nearest", ()), ("entropy", ("all-reduce",))])
+def test_blocks_on_a_mesh_hold_rows_of_every_device_and_move_none(formula, kinds, monkeypatch):
+    for module, name, size in (
+        (search, "ROWS", 4), (search, "CODES", 32), (vq, "ENTROPY_ROWS", 4)
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, size)
+    fn, z, codes = getattr(vq, formula), normal(0, 96, 3), normal(1, 64, 3)
+    alone = fn(z, codes)
+    mesh = make_mesh(MeshConfig(2, 4, 1, 1, 1))
+    with use_mesh(mesh):
+        z = jax.device_put(z, batch_sharding(mesh))
+        compiled = jax.jit(lambda z, codes: fn(z, codes)).lower(z, codes).compile()
+        np.testing.assert_allclose(compiled(z, codes), alone, rtol=1e-5)
+    assert {c.kind for c in hlo.parse(compiled.as_text()).collectives} == set(kinds)
 
 
 def test_moving_averages_are_their_closed_form():
