@@ -258,6 +258,9 @@ class Program:
                 names.append(x.name)
             elif x.opcode in SLICES and x.operands[0] in names:
                 total += sum(s.bytes for s in x.shapes)
+            elif x.opcode == "fusion":
+                (inner,) = x.called("calls")
+                total += sum(self._used(inner, i) for i, o in enumerate(x.operands) if o in names)
             elif x.opcode != "dynamic-update-slice" or x.operands[0] not in names:
                 return math.inf  # and what is written in place is not read
         return total

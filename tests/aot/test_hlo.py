@@ -70,6 +70,22 @@ def test_slices_and_memory_on_the_chip():
     assert costs.collectives == (hlo.Collective("all-reduce", 4, 1, 2 * size * 3 / 4, 0.0, 1.0),)
 
 
+def test_a_slice_that_a_fusion_inside_a_fusion_takes_is_all_that_is_read():
+    outer = """
+%outer (w: f32[12,256,128], i: s32[]) -> f32[256,128] {
+  %w = f32[12,256,128]{2,1,0:T(8,128)} parameter(0)
+  %i = s32[] parameter(1)
+  %part = f32[256,128]{1,0} fusion(%w, %i), kind=kLoop, calls=%take
+  ROOT %twice = f32[256,128]{1,0:T(8,128)S(1)} add(%part, %part)
+}
+"""
+    head, entry = TPU.split("\nENTRY")
+    entry = entry.replace("kind=kLoop, calls=%take", "kind=kOutput, calls=%outer")
+    text = f"{head}{outer}\nENTRY{entry}"
+    assert "calls=%outer" in text
+    assert hlo.parse(text).bytes == hlo.parse(TPU).bytes
+
+
 def test_an_overlapped_collective_counts_once_and_a_sliced_sum_as_scattered():
     config = 'backend_config={"async_collective_fusion_config":{"flag_start":"%s","flag_end":"8"}}'
     begins, goes_on = (TPU.replace("<=[8]", "<=[8], " + config % flag) for flag in ("-1", "2"))
