@@ -26,7 +26,7 @@ FREE = (
 )  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
 GOES_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')  # -1 where it starts
-BETWEEN = re.compile(r'megascale_runtime".*_xla_host_transfer_rendezvous="([a-z-]+)_')
+BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')  # of what the host sends
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 
 
@@ -330,7 +330,7 @@ def _collective(
 
     XLA for TPUs overlaps a collective with the fusions that follow its start, and repeats it in
     each of them; a scattered sum is a fusion of a sum and a slice; what goes to other slices is
-    handed to the host, under the name of its kind.
+    handed to the host.
     """
     kind = x.opcode.removesuffix("-start")
     away = BETWEEN.search(x.attributes) if kind == "send" else None
@@ -338,7 +338,8 @@ def _collective(
         return None
     given = sum(s.bytes for o in x.operands for s in here[o].shapes)
     if away:
-        return away[1], 1, slices, 0.0, _sent(away[1], given, slices)
+        kind = away[1].lower().replace("_", "-")
+        return kind, 1, slices, 0.0, _sent(kind, given, slices)
     if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
     group = group_size(x.attributes)

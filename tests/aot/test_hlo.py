@@ -99,7 +99,7 @@ SENT = """
 ENTRY %main (g: f32[8,128]) -> f32[8,128] {
   %g = f32[8,128]{1,0} parameter(0)
   %token = token[] after-all()
-  %send = (f32[8,128]{1,0}, u32[], token[]) send(%g, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="KIND_0",_xla_megascale_target="{1,2}x{0:3}"}
+  %send = (f32[8,128]{1,0}, u32[], token[]) send(%g, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="fusion.5_0",_xla_megascale_transfer_type="KIND"}
   ROOT %out = f32[8,128]{1,0} copy(%g)
 }
 """  # noqa: E501
@@ -107,7 +107,8 @@ ENTRY %main (g: f32[8,128]) -> f32[8,128] {
 
 @pytest.mark.parametrize(("kind", "share"), [("all-reduce", 2 * 3 / 4), ("all-gather", 3)])
 def test_what_is_handed_to_the_host_goes_to_other_slices(kind, share):
-    costs = hlo.parse(SENT.replace("KIND", kind), slices=4)
+    told = kind.upper().replace("-", "_")
+    costs = hlo.parse(SENT.replace("KIND", told), slices=4)
     assert costs.collectives == (hlo.Collective(kind, 1, 4, 0.0, share * 8 * 128 * 4, 1.0),)
 
 
