@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.flops import attention_scope
-from nexttok.mesh import platform, spec_of
+from nexttok.mesh import batch_ways, platform, spec_of
 
 BLOCK = 128  # rows and columns of Splash attention's blocks, the lanes of a TPU
 LEAST = 256  # slots from which on kernels are used; like BLOCK not tuned, for want of a TPU
@@ -94,8 +94,7 @@ def _splash_takes(q) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return jax.device_count() == 1
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    return q.shape[0] % rows == 0 and q.shape[2] % mesh.shape["tensor"] == 0
+    return q.shape[0] % batch_ways() == 0 and q.shape[2] % mesh.shape["tensor"] == 0
 
 
 def _cudnn_takes(q) -> bool:
