@@ -49,6 +49,11 @@ def base() -> ConfigDict:
                 mask="",  # ... and where: white is drawn anew, black stays
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
+            sampler=dict(
+                name="plan",  # plan | jacobi | zipar (nexttok/samplers)
+                window=0,  # jacobi: guesses of a call; zipar: columns between rows; 0 for its own
+                init="",  # jacobi: what a guess starts as, "" for random
+            ),
             profile=dict(steps=""),  # a:b traces steps a + 1 .. b of every stage; "" none
             eval=dict(
                 batch_size=100,

@@ -143,19 +143,20 @@ def batched(fn, size: int, *arrays: np.ndarray, key: Any = None) -> np.ndarray:
 def drawn(
     models: Models, labels: np.ndarray, given: np.ndarray, size: int, key: Any
 ) -> tuple[np.ndarray, dict]:
-    """Tokens of every label in batches of `size`, and the executor's stats of one batch.
+    """Tokens of every label in batches of `size`, and the means of what the sampler counts.
 
     `given` holds what samples start from (see `openings`).
     """
-    stats = {}
+    stats: dict[str, list] = {}
 
     def draw(label, opening, key):
         tokens, found = models.sample_from(label, opening, key)
-        stats.update(found)
+        for name, value in found.items():
+            stats.setdefault(name, []).append(np.mean(value))
         return tokens
 
     tokens = batched(draw, size, labels, given, key=key)
-    return tokens, {name: int(value) for name, value in stats.items()}
+    return tokens, {name: float(np.mean(values)) for name, values in stats.items()}
 
 
 def reconstruction(models: Models, images: np.ndarray, classifier, key) -> tuple[dict, dict]:
@@ -304,7 +305,7 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
         "prefixes": table,
         "memorization": memorization(np.concatenate(first), train_images(exp, COMPARED)),
         "classifier_accuracy": float(classifier.accuracy),
-        "network_calls": stats["network_calls"],
+        **{name: value for name, value in stats.items() if name != "steps"},
     }
     return results, {"labels": labels[shown], "images": images}
 

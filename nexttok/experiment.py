@@ -14,13 +14,14 @@ from nexttok.nn import features as providers
 from nexttok.optim import StageConfig, make_optimizer
 from nexttok.profiling import ProfileConfig
 from nexttok.samplers.logits import warper
+from nexttok.samplers.options import SamplerConfig
 from nexttok.samplers.schedules import Guidance
 from nexttok.tokenizers import autoencoder
 
 SECTIONS = (
     "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "token_dataset",
-    "mesh", "data", "train", "features", "latent", "tokenizer", "generator", "sample", "eval",
-    "profile",
+    "mesh", "data", "train", "features", "latent", "tokenizer", "generator", "sample", "sampler",
+    "eval", "profile",
 )  # fmt: skip
 STAGES = ("latent", "tokenizer", "generator")
 # Parameters that only training reads: no stage is sampled or frozen with them.
@@ -99,7 +100,7 @@ class Experiment:
 
     Attributes:
       config: the ConfigDict it was made from.
-      data, mesh, sample, eval, profile: their sections.
+      data, mesh, sample, sampler, eval, profile: their sections.
       train: stage name -> its training section, in the order of training.
       latent: autoencoder under the tokenizer, or None; features: alignment provider, or None.
       tokenizer: the tokenizer; generator: the generator of its tokens, or None without that stage.
@@ -116,6 +117,7 @@ class Experiment:
     generator: generator.Generator | None
     plan: plans.Plan | None
     sample: SampleConfig
+    sampler: SamplerConfig
     eval: EvalConfig
     profile: ProfileConfig
 
@@ -167,11 +169,13 @@ def resolve(config: ConfigDict) -> Experiment:
     fits = fits and len(set(sample.classes)) == len(sample.classes)
     allowed = f"different classes among 0 .. {data.num_classes - 1}, () for all"
     check(fits, "sample.classes", sample.classes, allowed)
+    sampler = build(SamplerConfig, config.sampler, "sampler")
     gen, plan = None, None
     if "generator" in stages:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
         check_sampling(sample, gen, config.generator.plan.name, config.generator.head.name)
         plan = sampled_plan(sample, gen)
+        sampler.check_fits(gen.spec.grid, generator.causal_refusal(gen))
     return Experiment(
         config=config,
         data=data,
@@ -183,6 +187,7 @@ def resolve(config: ConfigDict) -> Experiment:
         generator=gen,
         plan=plan,
         sample=sample,
+        sampler=sampler,
         eval=build(EvalConfig, config.eval, "eval"),
         profile=build(ProfileConfig, config.profile, "profile"),
     )

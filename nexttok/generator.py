@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nexttok import contexts, heads, plans
+from nexttok.causal import Causal, ancestry
 from nexttok.config import build, check, check_keys, component, names, part
 from nexttok.contexts.contract import Calls, Lesson
 from nexttok.heads import guidance
 from nexttok.heads.draw import Draw
 from nexttok.nn import backbones
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
-from nexttok.nn.cache import Cache
-from nexttok.nn.slots import Slots
+from nexttok.nn.cache import Cache, move, ragged
+from nexttok.nn.slots import Slots, class_slots
 from nexttok.rng import stream
 from nexttok.steps import At, Step, random_order
 from nexttok.tokens import Tokens, TokenSpec
@@ -266,6 +267,76 @@ class Generator:
             self.head.steps if self.inputs.noised else 1, confidence, advance,
         )  # fmt: skip
         return self.context.step(plan, calls, self.backbone.prefix)
+
+
+def causal(
+    gen: Generator,
+    params: dict,
+    label: Int[Array, "B"],
+    plan: plans.Plan,
+    scale: Callable[[At], Array] | None = None,
+) -> Causal:
+    """The generator as samplers of one token a step see it (causal.py).
+
+    Args:
+      gen: of discrete tokens, context shift and head categorical; see `causal_refusal`.
+      params, label, plan, scale: as of `Generator.step`; scale takes places [B, S] in At.
+    """
+    labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
+    weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
+
+    def net(slots, cache):
+        slots = slots if scale is None else slots.twice()
+        return gen.network.apply({"params": params["backbone"]}, slots, labels, cache)
+
+    def twice(x):
+        return x if scale is None else jnp.concatenate([x, x])
+
+    def start(batch, room):
+        rows = batch * (1 if scale is None else 2)
+        cache = gen.kind.init_cache(gen.backbone, rows, prefix + n + room, gen.dtype)
+        if prefix:
+            _, cache = net(class_slots(jnp.zeros((batch, 1), jnp.int32), prefix), cache)
+        return ragged(cache)
+
+    def score(tokens, parents, length, cache):
+        among, at = None, length
+        if length.ndim == 1:
+            own = length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+            at = own
+            if parents is not None:
+                depth, among = ancestry(parents)
+                at = length[:, None] + depth
+        slots = gen.context.window(plan, tokens, at, among, prefix)
+        if among is not None:  # what is left of a tree stands behind the slots that follow it
+            slots = slots.replace(steps=own)
+        hidden, written = net(slots, cache.replace(cursor=prefix + twice(length)))
+        cache = written.replace(cursor=cache.cursor)
+        if scale is None:
+            return gen.head.outputs(weights, hidden), hidden, cache
+        first = jnp.minimum(at, n - 1)
+        one = jnp.ones((), jnp.int32)
+        strength = scale(At(first, first, one, one, 1, 1, 0, n))
+        strength = strength if strength.ndim == 0 else strength[..., None]
+        logits = guidance.cfg(*jnp.split(gen.head.outputs(weights, hidden), 2), strength)
+        return logits, jnp.split(hidden, 2)[0], cache
+
+    def keep(cache, length, path):
+        target = length[:, None] + 1 + jnp.arange(path.shape[1])[None]
+        source = jnp.where(path < 0, target, length[:, None] + path)
+        return move(cache, prefix + twice(source), prefix + twice(target))
+
+    return Causal(n, gen.spec.vocab, start, score, keep)
+
+
+def causal_refusal(gen: Generator) -> str:
+    """Why a generator cannot be seen as causal, in the words that follow "as"; "" where it can."""
+    context, head = (type(x).__name__.lower() for x in (gen.context, gen.head))
+    if context != "shift":
+        return f"context {context} does not draw one token after another"
+    if gen.plan.given:
+        return "the plan gives steps"
+    return "" if head == "categorical" else f"head {head} draws continuous tokens"
 
 
 def _ordered(x, order):

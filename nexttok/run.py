@@ -38,7 +38,7 @@ log = logging.getLogger("nexttok")
 
 # What may change between a run and its continuation: sections that do not touch what was trained,
 # and keys of `train` and `data` that keep the meaning of the steps already done.
-FREE = ("eval", "sample", "mesh", "token_dataset", "profile")
+FREE = ("eval", "sample", "sampler", "mesh", "token_dataset", "profile")
 FREE_KEYS = (
     "learning_rate", "final_learning_rate", "clip", "log_every", "save_every", "keep", "workers",
     "prefetch",

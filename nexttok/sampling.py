@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from nexttok import generator
 from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
+from nexttok.samplers.drafts.jacobi import jacobi
 from nexttok.samplers.executor import generate
+from nexttok.samplers.speculative import speculate
+from nexttok.samplers.zipar import zipar
 from nexttok.steps import random_order
 
 
@@ -24,9 +28,12 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
         only the tokens of steps that the plan gives.
 
     Raises:
-      ConfigError: known tokens with a context that cannot keep them.
+      ConfigError: known tokens with a context or a sampler that cannot keep them.
     """
     gen, cfg, plan = exp.generator, exp.sample, exp.plan
+    if exp.sampler.name != "plan":
+        check(known is None, "sampler.name", exp.sampler.name, "plan to edit an image")
+        return _causal_sampler(exp)
     count = 0
     if known is not None:
         kept = "a model with plan random or confidence, or context upsample"
@@ -55,6 +62,29 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
             forced=None if known is None or count else (jnp.asarray(known), given),
         )  # fmt: skip
         return generate(step, steps, given[:, : plan.length], state, key, order, count)
+
+    return sample
+
+
+def _causal_sampler(exp):
+    """As `sampler`, by a sampler that sees the generator as a causal model."""
+    gen, plan, choice, strength = exp.generator, exp.plan, exp.sampler, exp.sample.strength
+    scale = None if strength.off else lambda at: strength.scale(at, plan)
+    warp, n = exp.sample.draw.warp, plan.length
+
+    @jax.jit
+    def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
+        del given
+        model = generator.causal(gen, params["generator"], label, plan, scale)
+        if choice.name == "zipar":
+            tokens, stats = zipar(model, choice.wavefront(gen.spec.grid), warp, len(label), key)
+        else:
+            columns = gen.spec.grid[1] if len(gen.spec.grid) == 2 else 0
+            drafter = jacobi(
+                n, gen.spec.vocab, choice.window or 15, choice.init or "random", columns
+            )
+            tokens, stats = speculate(model, drafter, warp, len(label), key)
+        return jnp.take(tokens, jnp.argsort(jnp.asarray(plan.order)), axis=1), stats
 
     return sample
 

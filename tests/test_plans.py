@@ -8,7 +8,7 @@ import pytest
 
 from nexttok import plans
 from nexttok.config import ConfigError
-from nexttok.nn.attention import visible
+from nexttok.nn.slots import visible
 from nexttok.steps import Step, runs
 from nexttok.tokens import TokenSpec
 

@@ -8,12 +8,14 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from nexttok.config import build
 from nexttok.contexts import aligned
 from nexttok.contexts.contract import Calls, Lesson, Needs
+from nexttok.nn.slots import START, TOKEN, Slots
 from nexttok.plans import Plan
 from nexttok.steps import Step
 from nexttok.tokens import Tokens, TokenSpec
@@ -49,6 +51,29 @@ class Shift:
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
         """One step of decoding."""
         return aligned.step(self.source(plan), plan, calls, prefix)
+
+    @staticmethod
+    def window(
+        plan: Plan,
+        tokens: Int[Array, "B S"],
+        at: Int[Array, "B S"],
+        among: Bool[Array, "B S S"] | None,
+        prefix: int,
+    ) -> Slots:
+        """The slots that predict tokens `at` of the order, each of which holds the token before.
+
+        Those beyond the end predict nothing. `among` as in nn/slots.py.
+        """
+        inside = jnp.minimum(at, plan.length - 1)
+        order = jnp.asarray(plan.order, jnp.int32)
+        return Slots(
+            content=tokens,
+            kind=jnp.where(at == 0, START, TOKEN),
+            index=prefix + inside,
+            place=jnp.where(inside == 0, -1, order[jnp.maximum(inside - 1, 0)]),
+            steps=at,
+            among=among,
+        )
 
 
 def refusal(plan: Plan, spec: TokenSpec) -> str:

@@ -40,7 +40,7 @@ def row(workdir: str) -> list[str]:
         else tokenizer["name"],
         *(parts[p]["name"] for p in ("plan", "context", "head")),
         str(last["tokens"]),
-        str(samples["network_calls"]),
+        f"{round(samples['network_calls'], 1):g}",
         f"{last['class_agreement']:.3f}" if "class_agreement" in last else "",
         f"{last['frechet_distance']:.2f}",
         f"{speed['images_per_second']:.3g}",

@@ -9,10 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.config import build, check
 from nexttok.heads import guidance
-from nexttok.heads.draw import Draw, categorical
+from nexttok.heads.draw import Draw
 from nexttok.nn.linear import INITS, Linear, scaled
 from nexttok.nn.norms import layer_norm
 from nexttok.nn.transformer import initializer
+from nexttok.rng import categorical
 from nexttok.tokens import TokenSpec
 
 INIT_NAMES = ("zeros", "normal02", "third")

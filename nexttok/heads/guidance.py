@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 
 
 def cfg(
-    cond: Float[Array, "*s"], uncond: Float[Array, "*s"], scale: float | Float[Array, ""]
+    cond: Float[Array, "*s"], uncond: Float[Array, "*s"], scale: float | Float[Array, "..."]
 ) -> Float[Array, "*s"]:
-    """Classifier-free guidance (Ho and Salimans, 2022)."""
+    """Classifier-free guidance (Ho and Salimans, 2022), of one scale or of one that broadcasts."""
     return uncond + scale * (cond - uncond)
 
 

@@ -1,6 +1,6 @@
 """Attention masked by step ids.
 
-One rule gives every mask of the library: slot k is visible to slot q when step[k] <= step[q].
+One rule gives the masks of all plans: slot k is visible to slot q when step[k] <= step[q].
 Causal, bidirectional, prefix and block-causal attention differ in the steps alone.
 """
 
@@ -16,18 +16,7 @@ from nexttok.nn.kernels import attend
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import Norm, unit
 from nexttok.nn.positions import rotate
-from nexttok.nn.slots import pick
-
-
-def visible(
-    query_steps: Int[Array, "*b Q"],
-    key_steps: Int[Array, "*b K"] | Int[Array, "K"],
-    strict: bool = False,
-) -> Bool[Array, "*b Q K"]:
-    """True where a query may read a key: step[key] <= step[query], or < when `strict`."""
-    key_steps = key_steps.reshape((1,) * (query_steps.ndim - key_steps.ndim) + key_steps.shape)
-    q, k = query_steps[..., :, None], key_steps[..., None, :]
-    return k < q if strict else k <= q
+from nexttok.nn.slots import pick, visible
 
 
 class Attention(nn.Module):
@@ -121,8 +110,8 @@ class Attention(nn.Module):
                 mask = jnp.broadcast_to(context_mask[:, None], (*x.shape[:2], source.shape[1]))
         elif cache is not None:
             cache = cache.write(layer, k, v)
-            k, v, seen = cache.read(layer, filled)
-            mask, runs = visible(ask, seen), ()
+            k, v, mask = cache.read(layer, ask, filled)
+            runs = ()
         elif steps is None:
             mask, runs = None, (x.shape[1],)
         else:

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # Kinds of slots. FILL + j is the j-th filler vector.
 TOKEN, START, QUERY, CLASS, FILL = 0, 1, 2, 3, 4
@@ -22,9 +22,11 @@ class Slots:
         TOKEN.
       kind: TOKEN, START, QUERY (a learned vector: a mask or a question for a position), CLASS, or
         FILL + j; [S] or [B, S].
-      index: place in the sequence, for learned positions; int32 [S].
+      index: place in the sequence, for learned positions; int32 [S] or [B, S].
       place: index in the token grid, for rotary positions, -1 for none; int32 [S] or [B, S].
       steps: step ids; slot k is visible to slot q when steps[k] <= steps[q]; int32 [S] or [B, S].
+      among: which of these slots each of them sees, [B, S, S], where steps do not tell (a tree of
+        drafts) and a cache is written; None elsewhere.
       times: noise level of every segment, [B, G], where tokens are noised.
       segments: static lengths of the parts that share a noise level, or of content and queries
         where they are separate.
@@ -40,9 +42,10 @@ class Slots:
 
     content: Int[Array, "B S"] | Float[Array, "B S C"]
     kind: Int[Array, "S"] | Int[Array, "B S"]
-    index: Int[Array, "S"]
+    index: Int[Array, "S"] | Int[Array, "B S"]
     place: Int[Array, "S"] | Int[Array, "B S"]
     steps: Int[Array, "S"] | Int[Array, "B S"]
+    among: Bool[Array, "B S S"] | None = None
     times: Float[Array, "B G"] | None = None
     wanted: Int[Array, "B n"] | None = None
     segments: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
@@ -59,11 +62,26 @@ class Slots:
         return self.replace(
             content=double(self.content, True),
             kind=double(self.kind, self.kind.ndim == 2),
+            index=double(self.index, self.index.ndim == 2),
             place=double(self.place, self.place.ndim == 2),
             steps=double(self.steps, self.steps.ndim == 2),
-            times=None if self.times is None else double(self.times, True),
-            wanted=None if self.wanted is None else double(self.wanted, True),
+            **{
+                name: None if value is None else double(value, True)
+                for name, value in vars(self).items()
+                if name in ("among", "times", "wanted")
+            },
         )
+
+
+def visible(
+    query_steps: Int[Array, "*b Q"],
+    key_steps: Int[Array, "*b K"] | Int[Array, "K"],
+    strict: bool = False,
+) -> Bool[Array, "*b Q K"]:
+    """True where a query may read a key: step[key] <= step[query], or < when `strict`."""
+    key_steps = key_steps.reshape((1,) * (query_steps.ndim - key_steps.ndim) + key_steps.shape)
+    q, k = query_steps[..., :, None], key_steps[..., None, :]
+    return k < q if strict else k <= q
 
 
 def join(first: Slots, second: Slots) -> Slots:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nexttok.heads.draw import categorical
+from nexttok.rng import categorical
 
 LOGITS = 3.0 * jax.random.normal(jax.random.key(0), (2, 50))
 

@@ -21,7 +21,7 @@ from configs import tokenizers
 from nexttok.config import ConfigError
 from nexttok.interop import detailflow as interop
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
-from nexttok.nn.attention import visible
+from nexttok.nn.slots import visible
 from nexttok.tokenizers import autoencoder, detail, detailflow
 from tests.parity import official
 

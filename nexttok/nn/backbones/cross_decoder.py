@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nexttok.nn.attention import visible
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
 from nexttok.nn.backbones.decoder import FinalNorm
 from nexttok.nn.backbones.embed import Embed
@@ -17,7 +16,7 @@ from nexttok.nn.cache import Cache, empty_cache, enter, leave
 from nexttok.nn.kernels import attend
 from nexttok.nn.linear import Linear
 from nexttok.nn.positions import rotate
-from nexttok.nn.slots import QUERY, Slots
+from nexttok.nn.slots import QUERY, Slots, visible
 from nexttok.nn.transformer import Mlp, Transformer, TransformerConfig
 
 
@@ -82,7 +81,9 @@ class CrossDecoder(nn.Module):
         keys = keys if turn is None else rotate(keys, turn)
         if cache is not None:
             cache = cache.write(c.depth, keys, values)
-            keys, values, steps = cache.read(c.depth, slots.filled)
+            keys, values, mask = cache.read(c.depth, slots.steps[n:], slots.filled)
+        else:
+            mask = visible(slots.steps[n:], steps)
         layers = nn.scan(
             nn.remat(CrossBlock, prevent_cse=False) if c.remat else CrossBlock,
             variable_axes={"params": 0},
@@ -91,7 +92,6 @@ class CrossDecoder(nn.Module):
             length=c.decoder_depth,
             unroll=min(c.unroll, c.decoder_depth),
         )(c.transformer(self.dtype, c.decoder_depth), train, name="blocks")
-        mask = visible(slots.steps[n:], steps)
         count = jnp.arange(c.decoder_depth, dtype=jnp.int32)
         q, _ = layers(x[:, n:], count, keys, values, mask, ask)
         return FinalNorm(c, self.dtype, name="final")(q, classes), leave(cache, n)

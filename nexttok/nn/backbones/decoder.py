@@ -57,7 +57,8 @@ class Decoder(nn.Module):
         x, classes, cond, rotary = embed(slots, label, train)
         trunk = Transformer(c.transformer(self.dtype, c.depth), (x.shape[1],), name="trunk")
         x, cache, _ = trunk(
-            x, slots.steps, rotary, cond, cache=enter(cache, slots.steps), runs=slots.runs,
+            x, slots.steps, rotary, cond, cache=enter(cache, slots.steps, slots.among),
+            runs=slots.runs,
             filled=slots.filled, wanted=slots.wanted, train=train,
         )  # fmt: skip
         x = FinalNorm(c, self.dtype, name="final")(x, classes)

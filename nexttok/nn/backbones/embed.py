@@ -60,7 +60,9 @@ class Embed(nn.Module):
             x = self._place(x, slots, START, start[:, None])
         if c.prefix:
             last = words.shape[1] - 1
-            x = self._place(x, slots, CLASS, words[:, jnp.minimum(slots.index, last)])
+            at = jnp.minimum(slots.index, last)
+            word = words[:, at] if at.ndim == 1 else jnp.take_along_axis(words, at[..., None], 1)
+            x = self._place(x, slots, CLASS, word)
         if self.inputs.fillers:
             table = self._table("fillers", self.inputs.fillers)
             at = jnp.maximum(slots.kind - FILL, 0)
@@ -70,7 +72,8 @@ class Embed(nn.Module):
         if self.inputs.levels:
             x = x + jnp.take(self._table("levels", self.inputs.levels), slots.steps, axis=0)[None]
         if "learned" in c.positions:
-            x = x + jnp.take(self._table("positions", self.inputs.slots), slots.index, axis=0)[None]
+            where = jnp.take(self._table("positions", self.inputs.slots), slots.index, axis=0)
+            x = x + (where[None] if where.ndim == 2 else where)
         x = Norm(c.embed_norm, True, c.norm_eps, c.norm_bias, name="embed_norm")(x)
         rate = c.dropout if "embedding" in c.dropout_on else 0.0
         whole, x = x, nn.Dropout(rate, deterministic=not train)(x)

@@ -1,0 +1,1 @@
+"""Where guesses come from: one file per drafter (see samplers/speculative.py)."""
