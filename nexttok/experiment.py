@@ -175,7 +175,8 @@ def resolve(config: ConfigDict) -> Experiment:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
         check_sampling(sample, gen, config.generator.plan.name, config.generator.head.name)
         plan = sampled_plan(sample, gen)
-        sampler.check_fits(gen.spec.grid, generator.causal_refusal(gen))
+        solver = hasattr(gen.head, "steps")
+        sampler.check_fits(gen.spec.grid, generator.causal_refusal(gen), solver)
     return Experiment(
         config=config,
         data=data,

@@ -249,7 +249,7 @@ class Generator:
 
         def sample(hidden, other, at, key):
             strength = jnp.ones(()) if scale is None else scale(at)
-            drawn, sure = self.head.sample(weights, hidden, other, key, strength, draw)
+            drawn, sure = self.head.sample(weights, hidden, other, key, strength, draw.at(at.index))
             if forced is not None:
                 places = jax.lax.dynamic_slice_in_dim(order, at.first, at.size)
                 keep, true = forced[0][places][None], forced[1][:, places]
@@ -262,10 +262,11 @@ class Generator:
                 return cond
             return guidance.cfg(cond, self.head.velocity(weights, other), scale(at))
 
-        calls = Calls(
-            net, sample, velocity, getattr(self.head, "integrate", None),
-            self.head.steps if self.inputs.noised else 1, confidence, advance,
-        )  # fmt: skip
+        def integrate(first, velocity, noise, key, at):
+            return self.head.integrate(first, velocity, noise, key, draw.at(at.index))
+
+        solver_calls = (draw.solver_steps or self.head.steps) if self.inputs.noised else 1
+        calls = Calls(net, sample, velocity, integrate, solver_calls, confidence, advance)
         return self.context.step(plan, calls, self.backbone.prefix)
 
 

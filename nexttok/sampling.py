@@ -1,5 +1,6 @@
 """Sampling an experiment's generator: plan, order, cache, guidance, and what is known before."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.samplers.drafts.jacobi import jacobi
 from nexttok.samplers.executor import generate
+from nexttok.samplers.options import CAUSAL
 from nexttok.samplers.speculative import speculate
 from nexttok.samplers.zipar import zipar
 from nexttok.steps import random_order
@@ -31,7 +33,7 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
       ConfigError: known tokens with a context or a sampler that cannot keep them.
     """
     gen, cfg, plan = exp.generator, exp.sample, exp.plan
-    if exp.sampler.name != "plan":
+    if exp.sampler.name in CAUSAL:
         check(known is None, "sampler.name", exp.sampler.name, "plan to edit an image")
         return _causal_sampler(exp)
     count = 0
@@ -44,6 +46,9 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     steps = plan.after(count)
     strength = cfg.strength
     scale = None if strength.off else lambda at: strength.scale(at, steps)
+    own = getattr(gen.head, "steps", 0)
+    solving = exp.sampler.solving(steps.calls - (count > 0), own)
+    draw = dataclasses.replace(cfg.draw, solver_steps=solving)
 
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
@@ -58,10 +63,13 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
             first = None if known is None else jnp.asarray(known)
             order = random_order(stream(key, "order"), batch, plan.length, first)
         step = gen.step(
-            params["generator"], label, steps, cfg.draw, scale, cfg.confidence, advance,
+            params["generator"], label, steps, draw, scale, cfg.confidence, advance,
             forced=None if known is None or count else (jnp.asarray(known), given),
         )  # fmt: skip
-        return generate(step, steps, given[:, : plan.length], state, key, order, count)
+        tokens, stats = generate(step, steps, given[:, : plan.length], state, key, order, count)
+        if own and not gen.inputs.noised:  # a network of its own
+            stats["head_calls"] = sum(solving) or own * stats["steps"]
+        return tokens, stats
 
     return sample
 

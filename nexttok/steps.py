@@ -50,7 +50,7 @@ class Step:
       reads_before: its shape depends on the size of the step before, too.
       alone_first: the first step has a shape of its own.
       parts: its shape depends on how many of so many parts of the tokens are known before it.
-      calls: network calls it makes.
+      calls: network calls it makes, in every step or step by step.
     """
 
     run: Callable[..., tuple[Array, Array, Any]]
@@ -59,7 +59,7 @@ class Step:
     reads_before: bool = False
     alone_first: bool = False
     parts: int = 1
-    calls: int = 1
+    calls: int | tuple[int, ...] = 1
 
 
 def parts(plan: Plan) -> int:

@@ -189,7 +189,7 @@ def test_cached_velocities_equal_those_of_one_pass_over_clean_earlier_steps(name
             hidden, cache = apply(slots, cache)
         return hidden, None, cache
 
-    def integrate(first, velocity, noise, key):
+    def integrate(first, velocity, noise, key, at):
         size = noise.shape[1]
         seen.append((first, velocity(0.5 * noise, 0.5)))
         start = sum(n.shape[1] for n in noises)
@@ -238,7 +238,7 @@ def test_steps_state_how_much_of_the_cache_is_filled(name, given, monkeypatch):
     def draw(hidden, other, at, key):
         return jnp.zeros((2, at.size), jnp.int32), None
 
-    def integrate(first, velocity, start, key):
+    def integrate(first, velocity, start, key, at):
         velocity(start, 0.5)
         return start
 

@@ -56,8 +56,8 @@ class Calls:
     Attributes:
       net: (slots, cache) -> (hidden, hidden without a class or None, cache).
       sample: (hidden, hidden without, at, key) -> (tokens, log-probabilities).
-      integrate: (first velocity, x -> velocity, noise, key) -> tokens: the flow head's solver,
-        which takes `solver_calls` velocities, the first included.
+      integrate: (first velocity, x -> velocity, noise, key, at) -> tokens: the flow head's solver,
+        which takes `solver_calls` velocities, the first included, in every step or step by step.
       velocity: (hidden, hidden without, at) -> guided velocity, of the flow head.
       confidence: weight of the Gumbel noise in confidences.
       advance: (coarse state, ids of scale k, k) -> (state, inputs of scale k + 1), of a tokenizer
@@ -68,6 +68,6 @@ class Calls:
     sample: Callable[..., Any]
     velocity: Callable[..., Any] | None = None
     integrate: Callable[..., Any] | None = None
-    solver_calls: int = 1
+    solver_calls: int | tuple[int, ...] = 1
     confidence: float = 0.0
     advance: Callable[..., Any] | None = None

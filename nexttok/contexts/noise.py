@@ -79,7 +79,7 @@ class Noise:
                 hidden, other, _ = calls.net(body.replace(filled=filled), _at(cache, at.first))
                 return calls.velocity(hidden, other, at)
 
-            return calls.integrate(first, velocity, noise, key), order, cache
+            return calls.integrate(first, velocity, noise, key, at), order, cache
 
         return Step(run, reads_before=True, alone_first=True, parts=parts(plan),
                     calls=calls.solver_calls)  # fmt: skip

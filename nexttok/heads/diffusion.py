@@ -79,8 +79,25 @@ class Condition(nn.Module):
         return Linear(self.width, name="bridge")(z)
 
 
+class Steps:
+    """Constants of a DDPM's steps."""
+
+    table: dict[str, Array] | dict[str, np.ndarray]
+
+    def at(self, name: str, step: Int[Array, "M"]) -> Float[Array, "M 1"]:
+        """A constant at each step."""
+        return jnp.take(jnp.asarray(self.table[name]), step)[:, None]
+
+
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Traced(Steps):
+    """Constants of which a program picks, as it runs, those of one chain."""
+
+    table: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain(Steps):
     """A DDPM over some of the 1,000 times.
 
     Attributes:
@@ -111,10 +128,6 @@ class Chain:
             "times": np.asarray(self.times, np.float64),
         }
         return {k: v.astype(np.float32) for k, v in constants.items()}
-
-    def at(self, name: str, step: Int[Array, "M"]) -> Float[Array, "M 1"]:
-        """A constant at each step."""
-        return jnp.take(jnp.asarray(self.table[name]), step)[:, None]
 
 
 @functools.cache
@@ -150,7 +163,7 @@ def discretized_nll(
 
 
 def posterior(
-    chain: Chain,
+    chain: Steps,
     x: Float[Array, "M C"],
     noise: Float[Array, "M C"],
     v: Array,
@@ -169,7 +182,7 @@ def posterior(
 
 
 def ancestral(
-    chain: Chain,
+    chain: Steps,
     x: Float[Array, "M C"],
     noise: Float[Array, "M C"],
     v: Array,
@@ -299,23 +312,26 @@ class Diffusion:
         draw: Draw,
     ) -> tuple[Float[Array, "B S C"], None]:
         """Ancestral sampling from noise; guidance mixes the predicted noises only."""
-        chain, shape = cosine_chain(self.steps), cond.shape[:2]
+        shape = cond.shape[:2]
+        table, steps = draw.tables(self.steps, lambda count: cosine_chain(count).table)
+        chain = Traced(table)
         both = cond if uncond is None else jnp.concatenate([cond, uncond])
         told, rows = self.condition(params, both), math.prod(shape)
 
-        def back(x, step):
+        def back(i, x):
             twice = x if uncond is None else jnp.concatenate([x, x])
-            t = jnp.take(jnp.asarray(chain.table["times"]), step[None])
+            step = jnp.asarray(steps - 1 - i, jnp.int32)
+            t = jnp.take(table["times"], step[None])
             noise, v = self.denoise(params, twice, t, told)
             if uncond is not None:
                 noise = guidance.cfg(noise[:rows], noise[rows:], scale)
                 v = v[:rows]
             fresh = jax.random.normal(stream(rng, "denoise", step), x.shape)
             at = jnp.full((rows,), step)
-            return ancestral(chain, x, noise, v, at, fresh, draw.temperature, self.clip), None
+            return ancestral(chain, x, noise, v, at, fresh, draw.temperature, self.clip)
 
         x = jax.random.normal(stream(rng, "start"), (rows, self.channels))
-        x, _ = jax.lax.scan(back, x, jnp.arange(self.steps - 1, -1, -1, dtype=jnp.int32))
+        x = jax.lax.fori_loop(0, steps, back, x)
         return x.reshape(*shape, self.channels), None
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.config import build, check
 from nexttok.heads import guidance
+from nexttok.heads.draw import Draw
 from nexttok.nn.linear import Linear
 from nexttok.rng import stream
 from nexttok.tokens import TokenSpec
@@ -235,34 +236,39 @@ class Flow:
         velocity: Callable[[Array, Array], Array],
         noise: Float[Array, "B S C"],
         rng: Array,
+        draw: Draw,
     ) -> Float[Array, "B S C"]:
-        """From noise at s = 1 to a token at s = 0 in `steps` network calls.
+        """From noise at s = 1 to a token at s = 0, one network call a step.
 
         Args:
           first: velocity at s = 1, which the caller has computed.
           velocity: (x, s []) -> velocity.
           noise: x at s = 1.
           rng: key of the SDE's fresh noise.
+          draw: tells the number of steps.
         """
-        times = reverse_times(self.steps)
-        if self.solver == "euler":
-            times = np.linspace(1.0, 0.0, self.steps + 1).astype(np.float32)
+        even = self.solver == "euler"
+
+        def grid(steps):
+            times = np.linspace(1.0, 0.0, steps + 1) if even else reverse_times(steps)
+            return {"times": times.astype(np.float32)}
+
+        table, steps = draw.tables(self.steps, grid)
+        times = table["times"]
 
         def move(x, v, index, now, after):
-            if self.solver == "euler":
+            if even:
                 return x + v * (after - now)
             fresh = jax.random.normal(stream(rng, "solver", index), x.shape)
             spread = jnp.where(after > 0, jnp.sqrt(2.0 * now * (now - after)), 0.0)
             return x + reverse_drift(v, x, now) * (after - now) + spread * fresh
 
-        def step(x, row):
-            index, now, after = row
-            return move(x, velocity(x, now), index, now, after), None
+        def step(i, x):
+            i = jnp.asarray(i, jnp.int32)
+            now, after = times[i], times[i + 1]
+            return move(x, velocity(x, now), i, now, after)
 
-        now, after = jnp.asarray(times[:-1]), jnp.asarray(times[1:])
-        x = move(noise, first, 0, now[0], after[0])
-        rows = (jnp.arange(1, self.steps, dtype=jnp.int32), now[1:], after[1:])
-        return jax.lax.scan(step, x, rows)[0]
+        return jax.lax.fori_loop(1, steps, step, move(noise, first, 0, times[0], times[1]))
 
     def loss(
         self,

@@ -66,7 +66,8 @@ def generate(
         carry, _ = jax.lax.scan(advance, carry, steps)
     tokens, order, _ = carry
     steps = sum(map(len, groups))
-    stats = {"steps": steps, "network_calls": steps * step.calls}
+    calls = steps * step.calls if isinstance(step.calls, int) else sum(step.calls[:steps])
+    stats = {"steps": steps, "network_calls": calls}
     return _take(tokens[:, :n], jnp.argsort(order, axis=1)), stats
 
 

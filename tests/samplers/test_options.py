@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import flextok, llamagen, maskgit, nbp
+from configs import flextok, llamagen, mar, maskgit, nbp
 from nexttok import sampling
 from nexttok.config import ConfigError
 from nexttok.experiment import resolve
@@ -52,15 +52,18 @@ def test_greedy_jacobi_is_greedy_raster(init, guidance):
 
 
 BAD = {
-    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | zipar"),
+    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | zipar | disa"),
     "unread": (llamagen, dict(init="random"), "sampler.init = 'random': expected '', as sampl"),
     "window": (llamagen, dict(name="jacobi", window=-1), "at least 0"),
     "wide": (llamagen, dict(name="zipar", window=5), "sampler.window = 5: expected 1 .. 4 columns"),
     "init": (llamagen, dict(name="jacobi", init="left"), "repeat_left | repeat_above"),
-    "line": (flextok, dict(name="zipar"), "plan | jacobi, as these tokens have no rows"),
+    "line": (flextok, dict(name="zipar"), "another, as these tokens have no rows"),
     "above": (flextok, dict(name="jacobi", init="repeat_above"), "as these tokens have no rows"),
-    "mask": (maskgit, dict(name="jacobi"), "plan, as context mask does not draw one token after"),
-    "block": (nbp, dict(name="zipar"), "plan, as context block does not draw one token after"),
+    "solver": (llamagen, dict(name="disa"), "another, as the head draws in a single step"),
+    "shape": (mar, dict(name="disa", anneal="sudden"), "linear | cosine | two_stage"),
+    "numbers": (mar, dict(name="disa", solver_steps=(50,)), "two numbers of 2 .. 1000"),
+    "mask": (maskgit, dict(name="jacobi"), "another, as context mask does not draw one"),
+    "block": (nbp, dict(name="zipar"), "another, as context block does not draw one token after"),
 }  # fmt: skip
 
 
