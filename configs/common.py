@@ -50,11 +50,13 @@ def base() -> ConfigDict:
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
             sampler=dict(
-                name="plan",  # plan | jacobi | zipar | disa (nexttok/samplers)
+                name="plan",  # plan | jacobi | zipar | disa | recap (nexttok/samplers)
                 window=0,  # jacobi: guesses of a call; zipar: columns between rows; 0 for its own
                 init="",  # jacobi: what a guess starts as, "" for random
                 solver_steps=(),  # disa: of the first and the last step; () for its own
                 anneal="",  # disa: how they fall, "" for linear
+                whole=0,  # recap: steps in front that stay alone
+                local=0,  # recap: steps after each later one that compute less, 0 for 1
             ),
             profile=dict(steps=""),  # a:b traces steps a + 1 .. b of every stage; "" none
             eval=dict(

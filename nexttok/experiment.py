@@ -175,8 +175,10 @@ def resolve(config: ConfigDict) -> Experiment:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
         check_sampling(sample, gen, config.generator.plan.name, config.generator.head.name)
         plan = sampled_plan(sample, gen)
-        solver = hasattr(gen.head, "steps")
-        sampler.check_fits(gen.spec.grid, generator.causal_refusal(gen), solver)
+        sampler.check_fits(
+            gen.spec.grid, generator.causal_refusal(gen), hasattr(gen.head, "steps"),
+            config.generator.context.name == "mask", plan.sizes,
+        )  # fmt: skip
     return Experiment(
         config=config,
         data=data,

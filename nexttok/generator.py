@@ -224,6 +224,7 @@ class Generator:
         confidence: float = 0.0,
         advance: Callable[..., Any] | None = None,
         forced: tuple[Array, Array] | None = None,
+        reuse: tuple[tuple[int, ...], ...] = (),
     ) -> Step:
         """The executor's step (samplers/executor.py): slots, network, guidance, sampling.
 
@@ -237,6 +238,7 @@ class Generator:
           confidence: see contexts/mask.py.
           advance: of a tokenizer with scales.
           forced: (known [N], tokens [B, N, ...]), both by index: known tokens replace drawn ones.
+          reuse: sizes of the steps that each step of the plan was merged from (contexts/mask.py).
         """
         labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
         weights, order = self.head_params(params), jnp.asarray(plan.order)
@@ -266,7 +268,14 @@ class Generator:
             return self.head.integrate(first, velocity, noise, key, draw.at(at.index))
 
         solver_calls = (draw.solver_steps or self.head.steps) if self.inputs.noised else 1
-        calls = Calls(net, sample, velocity, integrate, solver_calls, confidence, advance)
+
+        def empty(batch, slots):
+            rows = batch * (1 if scale is None else 2)
+            return ragged(self.kind.init_cache(self.backbone, rows, slots, self.dtype))
+
+        calls = Calls(
+            net, sample, velocity, integrate, solver_calls, confidence, advance, empty, reuse
+        )
         return self.context.step(plan, calls, self.backbone.prefix)
 
 
@@ -301,18 +310,17 @@ def causal(
         return ragged(cache)
 
     def score(tokens, parents, length, cache):
-        among, at = None, length
+        among, written = None, length
         if length.ndim == 1:
-            own = length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-            at = own
-            if parents is not None:
-                depth, among = ancestry(parents)
-                at = length[:, None] + depth
-        slots = gen.context.window(plan, tokens, at, among, prefix)
-        if among is not None:  # what is left of a tree stands behind the slots that follow it
-            slots = slots.replace(steps=own)
-        hidden, written = net(slots, cache.replace(cursor=prefix + twice(length)))
-        cache = written.replace(cursor=cache.cursor)
+            written = length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        at = written
+        if parents is not None:
+            depth, among = ancestry(parents)
+            at = length[:, None] + depth
+        # what is left of a tree is of later steps than the slots that follow it
+        slots = gen.context.window(plan, tokens, at, prefix)
+        slots = slots.replace(steps=written, written=prefix + written, among=among)
+        hidden, cache = net(slots, cache)
         if scale is None:
             return gen.head.outputs(weights, hidden), hidden, cache
         first = jnp.minimum(at, n - 1)

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import functools
 import importlib.util
 import logging
 import os
@@ -21,6 +22,7 @@ MODES = {
     "<workdir>/tokens",
     "cluster": "k-means of a tokenizer's codes into config.eval.clusters coarse labels",
     "sample": "draw images from a finished run (config.sample.*)",
+    "samplers": "measure the samplers that fit a finished run against each other (--samplers)",
     "compile": "compile the training steps and the sampler; print memory, FLOPs, collectives and "
     "the best possible time per device; nothing is run",
 }
@@ -142,6 +144,10 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/<config>_<variant>")
     parser.add_argument("--mode", choices=list(MODES), default="train", help=modes)
+    parser.add_argument(
+        "--samplers", default="", metavar="A;B,KEY=N",
+        help="with --mode=samplers: some only, with their options, 'zipar;jacobi,window=7'",
+    )  # fmt: skip
     ahead = parser.add_argument_group("compile")
     ahead.add_argument("--topology", default="", help="TPU slices: v5p:2x2x1, or several, a,b,c")
     ahead.add_argument("--slices", type=int, default=1, help="such slices joined by the network")
@@ -226,12 +232,14 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
         request = aot.Request(topologies, args.slices, names, args.per_device, args.suggest)
         aot.run_compile(exp, request, workdir)
     else:
+        choices = [c.strip() for c in args.samplers.split(";") if c.strip()]
         modes = {
             "train": run.run_train,
             "eval": run.run_eval,
             "sample": run.run_sample,
             "tokenize": run.run_tokenize,
             "cluster": run.run_cluster,
+            "samplers": functools.partial(run.run_samplers, choices=choices),
         }
         modes[args.mode](exp, workdir)
 

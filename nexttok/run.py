@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nexttok import clustering, editing, evaluate, token_files, train
+from nexttok import clustering, comparison, editing, evaluate, token_files, train
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError, check
 from nexttok.data.loader import class_names, make_loader
@@ -300,6 +300,16 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     models = models_of(exp, load_models(exp, workdir))
     draw = editing.edit if exp.sample.source else draw_classes
     by_the_first(lambda: draw(models, workdir))
+
+
+def run_samplers(exp: Experiment, workdir: str, choices: list[str]) -> None:
+    """Measures the samplers of a finished run against each other; see comparison.py."""
+    check(exp.generator is not None, "stages", tuple(exp.config.stages), "stages with a generator")
+    models = models_of(exp, load_models(exp, workdir))
+    rows = by_the_first(lambda: comparison.compare(models, choices, workdir))
+    if rows:
+        print(comparison.table(rows))
+        log.info("wrote %s", os.path.join(workdir, "samplers.json"))
 
 
 def draw_classes(models: evaluate.Models, workdir: str) -> None:

@@ -49,6 +49,9 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     own = getattr(gen.head, "steps", 0)
     solving = exp.sampler.solving(steps.calls - (count > 0), own)
     draw = dataclasses.replace(cfg.draw, solver_steps=solving)
+    opening = (count,) if count else ()  # of known tokens, which no step predicts
+    reuse = exp.sampler.merged(steps.sizes[len(opening) :])
+    run = dataclasses.replace(steps, sizes=(*opening, *map(sum, reuse))) if reuse else steps
 
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
@@ -64,11 +67,13 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
             order = random_order(stream(key, "order"), batch, plan.length, first)
         step = gen.step(
             params["generator"], label, steps, draw, scale, cfg.confidence, advance,
-            forced=None if known is None or count else (jnp.asarray(known), given),
+            forced=None if known is None or count else (jnp.asarray(known), given), reuse=reuse,
         )  # fmt: skip
-        tokens, stats = generate(step, steps, given[:, : plan.length], state, key, order, count)
+        tokens, stats = generate(step, run, given[:, : plan.length], state, key, order, count)
         if own and not gen.inputs.noised:  # a network of its own
-            stats["head_calls"] = sum(solving) or own * stats["steps"]
+            stats["head_calls"] = sum(solving) or own * len(steps.sizes[len(opening) :])
+        if reuse:
+            stats["local_calls"] = sum(map(len, reuse)) - len(reuse)
         return tokens, stats
 
     return sample

@@ -62,6 +62,9 @@ class Calls:
       confidence: weight of the Gumbel noise in confidences.
       advance: (coarse state, ids of scale k, k) -> (state, inputs of scale k + 1), of a tokenizer
         with scales; None elsewhere.
+      empty: (batch, slots) -> an empty key-value cache, of rows of their own.
+      reuse: of every step of the plan, the sizes of the steps it was merged from (context mask:
+        only the first of them computes all slots anew); () for a plan of its own.
     """
 
     net: Callable[..., Any]
@@ -71,3 +74,5 @@ class Calls:
     solver_calls: int | tuple[int, ...] = 1
     confidence: float = 0.0
     advance: Callable[..., Any] | None = None
+    empty: Callable[..., Any] | None = None
+    reuse: tuple[tuple[int, ...], ...] = ()

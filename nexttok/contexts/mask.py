@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.config import build, check
@@ -98,27 +99,69 @@ class Mask:
         """
         n = plan.length
 
-        def run(tokens, order, at: At, state, key):
+        def whole(tokens, order, at: At, cache, key, count):
+            """All positions: the first `count` tokens of the step, the order, the cache."""
             rank = jnp.argsort(order, axis=1)
             hidden = rank >= at.first
             shown = _take(tokens[:, :n], rank)
             shown = jnp.where(_like(hidden, shown), jnp.zeros_like(shown), shown)
             known = canvas(shown, hidden, prefix).replace(visible=max(1, prefix + at.known))
+            known = known if cache is None else placed(known, len(order))
             if plan.kind == "random":
-                chosen = _step_of(order, at)
-                states = calls.net(known.replace(wanted=prefix + chosen), None)[:2]
-                return calls.sample(*states, at, key)[0], order, state
-            states = [h if h is None else h[:, prefix:] for h in calls.net(known, None)[:2]]
+                chosen = _step_of(order, at)[:, :count]
+                *states, cache = calls.net(known.replace(wanted=prefix + chosen), cache)
+                return calls.sample(*states, at, key)[0], order, cache
+            *states, cache = calls.net(known, cache)
+            states = [h if h is None else h[:, prefix:] for h in states]
             drawn, log_prob = calls.sample(*states, at, key)
             share = (jnp.asarray(at.index, jnp.float32) + 1.0) / at.steps
             gumbel = jax.random.gumbel(stream(key, "confidence"), log_prob.shape)
             sure = log_prob + calls.confidence * (1.0 - share) * gumbel
             order = surest_first(order, hidden, sure)
-            return _take(drawn, _step_of(order, at)), order, state
+            return _take(drawn, _step_of(order, at)[:, :count]), order, cache
 
+        def run(tokens, order, at: At, state, key):
+            new, order, _ = whole(tokens, order, at, None, key, at.size)
+            return new, order, state
+
+        if calls.reuse:
+            return Step(self._merged(whole, plan, calls, prefix), parts=n)
         if plan.kind == "random":
             return Step(run, padding="bucket", digits=DIGITS, parts=PARTS)
         return Step(run, padding="all")
+
+    @staticmethod
+    def _merged(whole, plan, calls, prefix):
+        """Several steps of the plan in one: the first computes all positions, the others those of
+        this step alone, against the keys and values that the first has found for the rest (Liu et
+        al., "Plug-and-Play Context Feature Reuse for Efficient Masked Generation", 2025)."""
+        sizes = [size for group in calls.reuse for size in group]
+        begin = np.cumsum([0, *map(len, calls.reuse)])
+        front = prefix if prefix == 1 else 0  # a class slot alone is computed again
+
+        def run(tokens, order, at: At, state, key):
+            parts, batch = calls.reuse[at.index], len(order)
+            cache = calls.empty(batch, prefix + plan.length) if len(parts) > 1 else None
+
+            def now(part, size):
+                return At(
+                    int(begin[at.index]) + part, at.first + sum(parts[:part]), parts[part],
+                    0, size, 0, at.known + sum(parts[:part]), len(sizes),
+                )  # fmt: skip
+
+            new, order, cache = whole(tokens, order, now(0, at.size), cache, key, parts[0])
+            chosen = _step_of(order, at)
+            for part in range(1, len(parts)):
+                local = chosen_slots(new, chosen, prefix, front)
+                first = front + sum(parts[:part])
+                wanted = first + jnp.arange(parts[part], dtype=jnp.int32)[None]
+                local = local.replace(wanted=jnp.broadcast_to(wanted, (batch, parts[part])))
+                *states, cache = calls.net(local, cache)
+                drawn = calls.sample(*states, now(part, parts[part]), stream(key, "part", part))[0]
+                new = jnp.concatenate([new, drawn], axis=1)
+            return new, order, state
+
+        return run
 
 
 def refusal(plan: Plan, spec: TokenSpec) -> str:
@@ -142,6 +185,33 @@ def canvas(given: Array, hidden: Bool[Array, "B N"], prefix: int) -> Slots:
         return body
     front = class_slots(given, prefix).replace(steps=jnp.zeros((prefix,), jnp.int32))
     return join(front, body).replace(runs=(prefix + n,))
+
+
+def chosen_slots(new: Array, chosen: Int[Array, "B M"], prefix: int, front: int) -> Slots:
+    """Slots of the M positions `chosen`, of which the first hold the tokens `new` and the others
+    are hidden, behind `front` class slots; they stand where a canvas put them."""
+    batch, m = chosen.shape
+    known = new.shape[1]
+    room = jnp.zeros((batch, m - known, *new.shape[2:]), new.dtype)
+    body = Slots(
+        content=jnp.concatenate([new, room], axis=1),
+        kind=jnp.where(jnp.arange(m) < known, TOKEN, QUERY),
+        index=prefix + chosen,
+        place=chosen,
+        steps=jnp.zeros((m,), jnp.int32),
+    )
+    if front:
+        body = join(class_slots(new, front).replace(steps=jnp.zeros((front,), jnp.int32)), body)
+    return placed(body.replace(visible=max(1, front + known)), batch)
+
+
+def placed(slots: Slots, batch: int) -> Slots:
+    """The slots, each of which stands in a cache at its own index."""
+
+    def rows(x):
+        return x if x.ndim == 2 else jnp.broadcast_to(x[None], (batch, len(x)))
+
+    return slots.replace(written=rows(slots.index), steps=rows(slots.steps))
 
 
 def surest_first(

@@ -10,7 +10,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from nexttok.config import build
 from nexttok.contexts import aligned
@@ -53,16 +53,10 @@ class Shift:
         return aligned.step(self.source(plan), plan, calls, prefix)
 
     @staticmethod
-    def window(
-        plan: Plan,
-        tokens: Int[Array, "B S"],
-        at: Int[Array, "B S"],
-        among: Bool[Array, "B S S"] | None,
-        prefix: int,
-    ) -> Slots:
+    def window(plan: Plan, tokens: Int[Array, "B S"], at: Int[Array, "B S"], prefix: int) -> Slots:
         """The slots that predict tokens `at` of the order, each of which holds the token before.
 
-        Those beyond the end predict nothing. `among` as in nn/slots.py.
+        Those beyond the end predict nothing.
         """
         inside = jnp.minimum(at, plan.length - 1)
         order = jnp.asarray(plan.order, jnp.int32)
@@ -72,7 +66,6 @@ class Shift:
             index=prefix + inside,
             place=jnp.where(inside == 0, -1, order[jnp.maximum(inside - 1, 0)]),
             steps=at,
-            among=among,
         )
 
 

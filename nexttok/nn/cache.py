@@ -21,25 +21,26 @@ class Cache:
     Attributes:
       keys, values: [layers, B, H, S, d]; stacks that share a cache have layers of their own.
       steps: int32 [S] or [B, S], the step of each slot, UNFILLED where nothing was written.
-      cursor: int32 [], the slot that is written next; [B] where rows of the batch stand apart;
-        [B, Q] where the slots do.
-      among: bool [B, Q, Q]: which of the Q slots that are being written each of them sees; None
-        where their steps tell.
+      cursor: int32 [], the slot that is written next.
+      written: int32 [B, Q], the slots that are being written, where they do not follow the cursor.
+      among: bool [B, Q, Q]: which of the slots that are being written each of them sees, where
+        their steps do not tell; they stand side by side.
     """
 
     keys: Float[Array, "L B H S d"]
     values: Float[Array, "L B H S d"]
     steps: Int[Array, "S"] | Int[Array, "B S"]
-    cursor: Int[Array, ""] | Int[Array, "B"] | Int[Array, "B Q"]
+    cursor: Int[Array, ""]
+    written: Int[Array, "B Q"] | None = None
     among: Bool[Array, "B Q Q"] | None = None
 
     def write(self, layer, k: Float[Array, "B Q H d"], v: Float[Array, "B Q H d"]) -> "Cache":
-        """Puts a layer's keys and values of the new slots at the cursor."""
+        """Puts a layer's keys and values of the new slots where they belong."""
 
         def put(old, new):
-            if self.cursor.ndim:
-                rows, slots = _places(self.cursor, new.shape[1])
-                return old.at[layer, rows, :, slots].set(new.astype(old.dtype))
+            if self.written is not None:
+                rows = jnp.arange(len(new))[:, None]
+                return old.at[layer, rows, :, self.written].set(new.astype(old.dtype))
             new = new.swapaxes(1, 2)[None].astype(old.dtype)
             return jax.lax.dynamic_update_slice(old, new, (layer, 0, 0, self.cursor, 0))
 
@@ -66,7 +67,7 @@ class Cache:
         seen = visible(asking, self.steps[..., :count])
         if self.among is None:
             return seen
-        own = jnp.arange(count)[None] - self.cursor[:, None]
+        own = jnp.arange(count)[None] - self.written[:, :1]
         size = self.among.shape[-1]
         at = jnp.clip(own, 0, size - 1)[:, None]
         inside = jnp.take_along_axis(self.among, jnp.broadcast_to(at, seen.shape), axis=2)
@@ -89,31 +90,34 @@ def empty_cache(
 def enter(
     cache: Cache | None,
     steps: Int[Array, "Q"] | Int[Array, "B Q"],
+    written: Int[Array, "B Q"] | None = None,
     among: Bool[Array, "B Q Q"] | None = None,
 ) -> Cache | None:
-    """Announces the steps of the slots that the layers write next, and which of them sees which
-    where steps do not tell; None stays None."""
+    """Announces the steps of the slots that the layers write next; None stays None.
+
+    `written` and `among` are those of Cache; the first needs `ragged` steps.
+    """
     if cache is None:
         return None
-    if cache.cursor.ndim:
-        known = cache.steps.at[_places(cache.cursor, steps.shape[-1])].set(steps)
-    else:
+    if written is None:
         known = jax.lax.dynamic_update_slice(cache.steps, steps, (cache.cursor,))
-    return cache.replace(steps=known, among=among)
+    else:
+        known = cache.steps.at[jnp.arange(len(written))[:, None], written].set(steps)
+    return cache.replace(steps=known, written=written, among=among)
 
 
 def leave(cache: Cache | None, slots: int) -> Cache | None:
-    """Moves the cursor behind the `slots` slots that all layers have written."""
-    return None if cache is None else cache.replace(cursor=cache.cursor + slots, among=None)
+    """Moves the cursor behind the `slots` slots that all layers have written there."""
+    if cache is None:
+        return None
+    moved = cache.cursor + slots if cache.written is None else cache.cursor
+    return cache.replace(cursor=moved, written=None, among=None)
 
 
 def ragged(cache: Cache) -> Cache:
-    """The cache, its rows free to stand apart."""
+    """The cache, each row with steps of its own."""
     batch = cache.keys.shape[1]
-    return cache.replace(
-        steps=jnp.broadcast_to(cache.steps, (batch, cache.steps.shape[-1])),
-        cursor=jnp.broadcast_to(cache.cursor, (batch,)),
-    )
+    return cache.replace(steps=jnp.broadcast_to(cache.steps[None], (batch, len(cache.steps))))
 
 
 def move(cache: Cache, source: Int[Array, "B P"], target: Int[Array, "B P"]) -> Cache:
@@ -124,9 +128,3 @@ def move(cache: Cache, source: Int[Array, "B P"], target: Int[Array, "B P"]) -> 
         return x.at[:, rows, :, target].set(x[:, rows, :, source])
 
     return cache.replace(keys=copied(cache.keys), values=copied(cache.values))
-
-
-def _places(cursor, count):
-    """Indices (rows, slots) of the `count` slots of every row from its cursor on."""
-    slots = cursor if cursor.ndim == 2 else cursor[:, None] + jnp.arange(count)[None]
-    return jnp.arange(len(cursor))[:, None], slots

@@ -25,8 +25,9 @@ class Slots:
       index: place in the sequence, for learned positions; int32 [S] or [B, S].
       place: index in the token grid, for rotary positions, -1 for none; int32 [S] or [B, S].
       steps: step ids; slot k is visible to slot q when steps[k] <= steps[q]; int32 [S] or [B, S].
+      written: where these slots stand in a cache, int32 [B, S]; None for one behind the other.
       among: which of these slots each of them sees, [B, S, S], where steps do not tell (a tree of
-        drafts) and a cache is written; None elsewhere.
+        drafts) and `written` does; None elsewhere.
       times: noise level of every segment, [B, G], where tokens are noised.
       segments: static lengths of the parts that share a noise level, or of content and queries
         where they are separate.
@@ -45,6 +46,7 @@ class Slots:
     index: Int[Array, "S"] | Int[Array, "B S"]
     place: Int[Array, "S"] | Int[Array, "B S"]
     steps: Int[Array, "S"] | Int[Array, "B S"]
+    written: Int[Array, "B S"] | None = None
     among: Bool[Array, "B S S"] | None = None
     times: Float[Array, "B G"] | None = None
     wanted: Int[Array, "B n"] | None = None
@@ -68,7 +70,7 @@ class Slots:
             **{
                 name: None if value is None else double(value, True)
                 for name, value in vars(self).items()
-                if name in ("among", "times", "wanted")
+                if name in ("written", "among", "times", "wanted")
             },
         )
 

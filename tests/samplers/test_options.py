@@ -52,7 +52,7 @@ def test_greedy_jacobi_is_greedy_raster(init, guidance):
 
 
 BAD = {
-    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | zipar | disa"),
+    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | zipar | disa | recap"),
     "unread": (llamagen, dict(init="random"), "sampler.init = 'random': expected '', as sampl"),
     "window": (llamagen, dict(name="jacobi", window=-1), "at least 0"),
     "wide": (llamagen, dict(name="zipar", window=5), "sampler.window = 5: expected 1 .. 4 columns"),
@@ -62,6 +62,8 @@ BAD = {
     "solver": (llamagen, dict(name="disa"), "another, as the head draws in a single step"),
     "shape": (mar, dict(name="disa", anneal="sudden"), "linear | cosine | two_stage"),
     "numbers": (mar, dict(name="disa", solver_steps=(50,)), "two numbers of 2 .. 1000"),
+    "context": (llamagen, dict(name="recap"), "another, as the context is not mask"),
+    "steps": (mar, dict(name="recap", whole=9), "sampler.whole = 9: expected 0 .. 8 steps"),
     "mask": (maskgit, dict(name="jacobi"), "another, as context mask does not draw one"),
     "block": (nbp, dict(name="zipar"), "another, as context block does not draw one token after"),
 }  # fmt: skip

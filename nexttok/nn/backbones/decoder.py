@@ -56,9 +56,9 @@ class Decoder(nn.Module):
         embed = Embed(c, self.inputs, self.dtype, spared=spared, name="embed")
         x, classes, cond, rotary = embed(slots, label, train)
         trunk = Transformer(c.transformer(self.dtype, c.depth), (x.shape[1],), name="trunk")
+        cache = enter(cache, slots.steps, slots.written, slots.among)
         x, cache, _ = trunk(
-            x, slots.steps, rotary, cond, cache=enter(cache, slots.steps, slots.among),
-            runs=slots.runs,
+            x, slots.steps, rotary, cond, cache=cache, runs=slots.runs,
             filled=slots.filled, wanted=slots.wanted, train=train,
         )  # fmt: skip
         x = FinalNorm(c, self.dtype, name="final")(x, classes)

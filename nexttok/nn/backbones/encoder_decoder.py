@@ -55,11 +55,10 @@ class EncoderDecoder(nn.Module):
         c = self.config
         embed = Embed(c, self.inputs, self.dtype, hidden_queries=True, name="embed")
         x, classes, cond, rotary = embed(slots, label, train)
-        cache = enter(cache, slots.steps)
         segments = slots.segments or (x.shape[1],)
         norm = FinalNorm(c, self.dtype, name="encoder_norm")
 
-        def encoder(x, steps, segments, runs=()):
+        def encoder(x, steps, segments, cache, runs=()):
             stack = Transformer(c.transformer(self.dtype, c.depth), segments, name="encoder")
             y, memory, _ = stack(
                 x, steps=steps, rotary=rotary, cond=cond, cache=cache, runs=runs,
@@ -74,21 +73,31 @@ class EncoderDecoder(nn.Module):
             count = slots.visible or x.shape[1]
             absent = jnp.take_along_axis(hidden, order[:, :count], axis=1)
             steps = jnp.where(absent, UNFILLED, 0)
-            packed, cache = encoder(pack(x, order, count), steps, (count,))
+            if cache is not None:  # what is hidden is of a later step to the encoder alone
+                places = jnp.take_along_axis(slots.written, order[:, :count], axis=1)
+                cache = enter(cache, hidden.astype(jnp.int32), slots.written)
+                cache = cache.replace(written=places)
+            packed, cache = encoder(pack(x, order, count), steps, (count,), cache)
             filler = self.param("mask_token", INITS["normal02"], (1, c.width)).astype(self.dtype)
             x = unpack(packed, order, hidden, filler[0])
         else:
-            x, cache = encoder(x, slots.steps, segments, slots.runs)
+            cache = enter(cache, slots.steps)
+            x, cache = encoder(x, slots.steps, segments, cache, slots.runs)
+        steps = slots.steps
+        if cache is not None and self.inputs.query:
+            cache, steps = cache.replace(written=slots.written), jnp.ones_like(steps)
         x = x + self._positions("positions", slots.index)
         x, cache, _ = Transformer(
             c.transformer(self.dtype, c.decoder_depth), segments, name="decoder"
         )(
-            x, steps=slots.steps, rotary=rotary, cond=cond, cache=cache, first_layer=c.depth,
+            x, steps=steps, rotary=rotary, cond=cond, cache=cache, first_layer=c.depth,
             runs=slots.runs, filled=slots.filled, wanted=slots.wanted, train=train,
         )  # fmt: skip
         x = FinalNorm(c, self.dtype, name="decoder_norm")(x, classes)
         if c.output_positions:
-            x = x + self._positions("output_positions", pick(slots.index, slots.wanted, True))
+            x = x + self._positions(
+                "output_positions", pick(slots.index, slots.wanted, slots.index.ndim == 1)
+            )
         return x, leave(cache, len(slots.index))
 
     def _positions(self, name, index):
