@@ -10,6 +10,7 @@ from skimage.io import imread
 
 from nexttok import run
 from nexttok.checkpoint import Checkpoints
+from nexttok.evals import samplers
 from nexttok.experiment import resolve
 from nexttok.main import load_config, main, override
 from tests.test_configs import FILES, ROOT
@@ -155,3 +156,22 @@ def test_a_generator_trains_from_the_tokens_that_another_run_wrote(tmp_path, cap
         main([*both, f"--workdir={tmp_path}/third", folder, "--config.seed=1"])
     assert "seed is 0, not 1" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
+    compare([*both, f"--workdir={second}"], second, capsys)
+
+
+def compare(args, workdir, capsys):
+    """Measures samplers of a run of 16 tokens in raster order."""
+    with pytest.raises(SystemExit):
+        main([*args, "--mode=samplers", "--samplers=zipar,init=random"])
+    assert "config.sampler = 'init=random': expected window" in capsys.readouterr().err
+    assert not (workdir / "samplers.json").exists()
+    main([*args, "--mode=samplers", "--samplers=zipar;jacobi,window=3"])
+    found = json.loads((workdir / "samplers.json").read_text())
+    base, zipar, jacobi = found["rows"]
+    assert [r["sampler"] for r in found["rows"]] == ["plan", "zipar", "jacobi,window=3"]
+    assert (base["network_calls"], zipar["network_calls"], base["speedup"]) == (16, 7, 1.0)
+    assert 4 <= jacobi["rounds"] <= jacobi["network_calls"] <= 16
+    assert all(row["images_per_second"] > 0 for row in found["rows"])
+    assert "zipar" in capsys.readouterr().out
+    for cells, row in zip(samplers.rows(str(workdir)), found["rows"], strict=True):
+        assert cells[1:3] == [row["sampler"], f"{round(row['network_calls'], 1):g}"]
