@@ -29,6 +29,7 @@ class Causal:
         apart: each predicts the token of its place, and sees the slots before that were scored.
       keep: (state, length [B], path [B, P]) -> state: of a tree that was scored, node path[b, i]
         becomes the slot of depth i + 1; -1 keeps none. Chains stand where they belong.
+      select: (state, rows [B']) -> state: of B' rows, each a copy of one of the B.
     """
 
     tokens: int
@@ -36,6 +37,7 @@ class Causal:
     start: Callable[[int, int], Any]
     score: Callable[..., tuple[Array, Array, Any]]
     keep: Callable[[Any, Array, Array], Any]
+    select: Callable[[Any, Array], Any]
 
 
 def ancestry(parents: Int[Array, "B S"]) -> tuple[Int[Array, "B S"], Bool[Array, "B S S"]]:

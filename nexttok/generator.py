@@ -18,7 +18,7 @@ from nexttok.heads import guidance
 from nexttok.heads.draw import Draw
 from nexttok.nn import backbones
 from nexttok.nn.backbones.config import BackboneConfig, Inputs
-from nexttok.nn.cache import Cache, move, ragged
+from nexttok.nn.cache import Cache, move, ragged, take_rows
 from nexttok.nn.slots import Slots, class_slots
 from nexttok.rng import stream
 from nexttok.steps import At, Step, random_order
@@ -335,7 +335,12 @@ def causal(
         source = jnp.where(path < 0, target, length[:, None] + path)
         return move(cache, prefix + twice(source), prefix + twice(target))
 
-    return Causal(n, gen.spec.vocab, start, score, keep)
+    def select(cache, rows):
+        half = cache.keys.shape[1] // 2
+        rows = rows if scale is None else jnp.concatenate([rows, half + rows])
+        return take_rows(cache, rows)
+
+    return Causal(n, gen.spec.vocab, start, score, keep, select)
 
 
 def causal_refusal(gen: Generator) -> str:

@@ -99,8 +99,9 @@ class Mask:
         """
         n = plan.length
 
-        def whole(tokens, order, at: At, cache, key, count):
-            """All positions: the first `count` tokens of the step, the order, the cache."""
+        def whole(tokens, order, at: At, cache, key, count, guide):
+            """All positions: the first `count` tokens of the step, the order, the cache. How
+            strongly they are guided `guide` tells."""
             rank = jnp.argsort(order, axis=1)
             hidden = rank >= at.first
             shown = _take(tokens[:, :n], rank)
@@ -110,10 +111,10 @@ class Mask:
             if plan.kind == "random":
                 chosen = _step_of(order, at)[:, :count]
                 *states, cache = calls.net(known.replace(wanted=prefix + chosen), cache)
-                return calls.sample(*states, at, key)[0], order, cache
+                return calls.sample(*states, guide, key)[0], order, cache
             *states, cache = calls.net(known, cache)
             states = [h if h is None else h[:, prefix:] for h in states]
-            drawn, log_prob = calls.sample(*states, at, key)
+            drawn, log_prob = calls.sample(*states, guide, key)
             share = (jnp.asarray(at.index, jnp.float32) + 1.0) / at.steps
             gumbel = jax.random.gumbel(stream(key, "confidence"), log_prob.shape)
             sure = log_prob + calls.confidence * (1.0 - share) * gumbel
@@ -121,7 +122,7 @@ class Mask:
             return _take(drawn, _step_of(order, at)[:, :count]), order, cache
 
         def run(tokens, order, at: At, state, key):
-            new, order, _ = whole(tokens, order, at, None, key, at.size)
+            new, order, _ = whole(tokens, order, at, None, key, at.size, at)
             return new, order, state
 
         if calls.reuse:
@@ -135,29 +136,23 @@ class Mask:
         """Several steps of the plan in one: the first computes all positions, the others those of
         this step alone, against the keys and values that the first has found for the rest (Liu et
         al., "Plug-and-Play Context Feature Reuse for Efficient Masked Generation", 2025)."""
-        sizes = [size for group in calls.reuse for size in group]
         begin = np.cumsum([0, *map(len, calls.reuse)])
         front = prefix if prefix == 1 else 0  # a class slot alone is computed again
 
         def run(tokens, order, at: At, state, key):
             parts, batch = calls.reuse[at.index], len(order)
             cache = calls.empty(batch, prefix + plan.length) if len(parts) > 1 else None
-
-            def now(part, size):
-                return At(
-                    int(begin[at.index]) + part, at.first + sum(parts[:part]), parts[part],
-                    0, size, 0, at.known + sum(parts[:part]), len(sizes),
-                )  # fmt: skip
-
-            new, order, cache = whole(tokens, order, now(0, at.size), cache, key, parts[0])
+            # all are guided as the first of them, at its place among the steps that were merged
+            first = int(begin[at.index])
+            guide = at.replace(index=first, count=parts[0], steps=int(begin[-1]))
+            new, order, cache = whole(tokens, order, at, cache, key, parts[0], guide)
             chosen = _step_of(order, at)
-            for part in range(1, len(parts)):
+            for part, count in enumerate(parts[1:], 1):
                 local = chosen_slots(new, chosen, prefix, front)
-                first = front + sum(parts[:part])
-                wanted = first + jnp.arange(parts[part], dtype=jnp.int32)[None]
-                local = local.replace(wanted=jnp.broadcast_to(wanted, (batch, parts[part])))
+                wanted = front + new.shape[1] + jnp.arange(count, dtype=jnp.int32)[None]
+                local = local.replace(wanted=jnp.broadcast_to(wanted, (batch, count)))
                 *states, cache = calls.net(local, cache)
-                drawn = calls.sample(*states, now(part, parts[part]), stream(key, "part", part))[0]
+                drawn = calls.sample(*states, guide, stream(key, "part", part))[0]
                 new = jnp.concatenate([new, drawn], axis=1)
             return new, order, state
 

@@ -120,6 +120,13 @@ def ragged(cache: Cache) -> Cache:
     return cache.replace(steps=jnp.broadcast_to(cache.steps[None], (batch, len(cache.steps))))
 
 
+def take_rows(cache: Cache, rows: Int[Array, "b"]) -> Cache:
+    """The cache of these rows of the batch, whose steps are `ragged`."""
+    return cache.replace(
+        keys=cache.keys[:, rows], values=cache.values[:, rows], steps=cache.steps[rows]
+    )
+
+
 def move(cache: Cache, source: Int[Array, "B P"], target: Int[Array, "B P"]) -> Cache:
     """Copies what slots hold, except their steps, to other slots of the same row."""
     rows = jnp.arange(source.shape[0])[:, None]

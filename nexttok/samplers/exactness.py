@@ -101,7 +101,7 @@ def causal(table: Table) -> Causal:
         source = jnp.where(path < 0, to, length[:, None] + path)
         return held.at[rows, to].set(held[rows, source])
 
-    return Causal(n, vocab, start, score, keep)
+    return Causal(n, vocab, start, score, keep, lambda held, rows: held[rows])
 
 
 def total_variation(

@@ -1,12 +1,15 @@
-"""Logit transforms: temperature, top-k and top-p, none of which sorts a vocabulary."""
+"""Logit transforms: temperature and truncations, none of which sorts a vocabulary."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
 
 from nexttok.config import check
+
+SIGN = np.uint32(1 << 31)
 
 
 def top_k(logits: Float[Array, "*n V"], k: int) -> Float[Array, "*n V"]:
@@ -15,18 +18,18 @@ def top_k(logits: Float[Array, "*n V"], k: int) -> Float[Array, "*n V"]:
     return jnp.where(logits < kth, -jnp.inf, logits)
 
 
-def kth_largest(x: Float[Array, "*n V"], k: int) -> Float[Array, "*n 1"]:
-    """The k-th largest value, ties counted, exact in float32.
-
-    Read as unsigned integers, with the sign bit flipped (all bits, of negative numbers), floats
-    keep their order.
-    """
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    sign = jnp.uint32(1 << 31)
-    ordered = jnp.where(bits >= sign, ~bits, bits | sign)
-    found = _last_that_keeps(ordered, jnp.ones((), jnp.int32), k, 32)
-    bits = jnp.where(found >= sign, found ^ sign, ~found)
+def kth_largest(x: Float[Array, "*n V"], k: int | Int[Array, "*n 1"]) -> Float[Array, "*n 1"]:
+    """The k-th largest value, ties counted, exact in float32; k may differ from row to row."""
+    found = _last_that_keeps(_ordered(x), jnp.ones((), jnp.int32), k, 32)
+    bits = jnp.where(found >= SIGN, found ^ SIGN, ~found)
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(x.dtype)
+
+
+def _ordered(x):
+    """Floats as unsigned integers of the same order: the sign bit is flipped, of negative numbers
+    all bits are."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >= SIGN, ~bits, bits | SIGN)
 
 
 def top_p(logits: Float[Array, "*n V"], p: float) -> Float[Array, "*n V"]:
@@ -40,8 +43,37 @@ def top_p(logits: Float[Array, "*n V"], p: float) -> Float[Array, "*n V"]:
     return jnp.where((bits >= least) | (probs >= probs.max(-1, keepdims=True)), logits, -jnp.inf)
 
 
+def typical(logits: Float[Array, "*n V"], mass: float) -> Float[Array, "*n V"]:
+    """Locally typical sampling (Meister et al., 2023): of the tokens whose surprise is nearest to
+    the entropy, the smallest set of so much mass. Tokens tied at the boundary survive together."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    probs = jnp.exp(log_probs)
+    surprise = jnp.where(probs > 0, -log_probs, 0.0)
+    entropy = (probs * surprise).sum(-1, keepdims=True)
+    near = _ordered(jnp.where(probs > 0, -jnp.abs(surprise - entropy), -jnp.inf))
+    least = _last_that_keeps(near, probs, mass, 32)
+    # rounding can leave less than the mass in all tokens together: then none is cut
+    return jnp.where((near >= least) & (probs > 0), logits, -jnp.inf)
+
+
+def entropy_top_k(
+    logits: Float[Array, "*n V"], least: int = 1, most: int = 2000
+) -> Float[Array, "*n V"]:
+    """Top-k where k follows the entropy H in nats: least + (most - least) sigmoid(min(H, 10) - 5),
+    rounded, so that flat regions are drawn almost greedily and textures freely (PURE: Wei et al.,
+    "Perceive, Understand and Restore", 2025; there H is the mean of a batch, here each slot's own).
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    probs = jnp.exp(log_probs)
+    entropy = jnp.where(probs > 0, -probs * log_probs, 0.0).sum(-1, keepdims=True)
+    share = jax.nn.sigmoid(jnp.clip(entropy, 0.0, 10.0) - 5.0)
+    k = jnp.round(least + (most - least) * share).astype(jnp.int32)
+    k = jnp.clip(k, 1, logits.shape[-1])
+    return jnp.where(logits < kth_largest(logits, k), -jnp.inf, logits)
+
+
 def _last_that_keeps(
-    values: UInt32[Array, "*n V"], weights: Array, least: float, bits: int
+    values: UInt32[Array, "*n V"], weights: Array, least: float | Array, bits: int
 ) -> UInt32[Array, "*n 1"]:
     """The largest t whose {values >= t} weighs at least `least`; 0 where nothing does.
 

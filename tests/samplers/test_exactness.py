@@ -12,6 +12,7 @@ from nexttok.samplers import exactness
 from nexttok.samplers.drafts import distinct
 from nexttok.samplers.drafts.jacobi import INITS, jacobi
 from nexttok.samplers.drafts.model import from_model, thompson, threshold
+from nexttok.samplers.gumbel import conditioned
 from nexttok.samplers.logits import warper
 from nexttok.samplers.speculative import speculate
 from nexttok.samplers.verify import Draft, trial, verify
@@ -172,7 +173,7 @@ def test_beams_are_drawn_without_replacement():
         # beams are the two tokens of the first level, in the order of their scores
         noise = phi + jax.random.gumbel(jax.random.fold_in(key, 0), (2,))
         total = (phi[:, None] + laws)[None]
-        scores = distinct.conditioned(total, noise[None], jax.random.fold_in(key, 1))
+        scores = conditioned(total, noise[None], jax.random.fold_in(key, 1))
         return jax.lax.top_k(scores.reshape(-1), 2)[1]
 
     found = np.asarray(jax.jit(jax.vmap(pair))(jax.random.split(jax.random.key(0), count)))

@@ -10,11 +10,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from nexttok.causal import Causal
 from nexttok.config import check
 from nexttok.rng import stream
+from nexttok.samplers.gumbel import conditioned
 from nexttok.samplers.speculative import Drafter, Outcome
 from nexttok.samplers.verify import Draft
 
@@ -71,23 +72,6 @@ def beams(model: Causal, warp: Callable[[Array], Array], width: int, depth: int)
         return (jnp.where(there, phi, -jnp.inf), best), tokens, jnp.where(there, parents, -1)
 
     return _tree(model, warp, (width,) * depth, width, start, grow)
-
-
-def conditioned(
-    total: Float[Array, "B K V"], perturbed: Float[Array, "B K"], key: Array
-) -> Float[Array, "B K V"]:
-    """Gumbel scores of continuations whose maximum per beam is the beam's own score."""
-    raw = total + jax.random.gumbel(key, total.shape)
-    top = raw.max(-1, keepdims=True)
-    parent = perturbed[..., None]
-    # log(1 - exp(raw - top)), -inf at the maximum itself
-    gap = jnp.where(raw < top, raw - top, -jnp.inf)
-    rest = jnp.log1p(-jnp.exp(gap))
-    v = parent - raw + rest
-    scores = parent - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
-    scores = jnp.where(raw < top, scores, parent)
-    dead = ~jnp.isfinite(total) | ~jnp.isfinite(parent)
-    return jnp.where(dead, -jnp.inf, scores)
 
 
 def _tree(model, warp, sizes, width, begin, grow):
