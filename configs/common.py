@@ -37,6 +37,8 @@ def base() -> ConfigDict:
                 temperature=1.0,
                 top_k=0,
                 top_p=0.0,
+                typical=0.0,  # mass of typical tokens that are kept; 0 for all
+                entropy_top_k=(),  # kept tokens at no and at much entropy: 1,2000; () for all
                 guidance=2.0,  # u + s(c - u); 1 is none
                 guidance_start=1.0,  # s of the first step, where s is not constant
                 guidance_shape="constant",  # constant | linear | cosine | power
@@ -50,9 +52,16 @@ def base() -> ConfigDict:
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
             sampler=dict(
-                name="plan",  # plan | jacobi | zipar | disa | recap (nexttok/samplers)
-                window=0,  # jacobi: guesses of a call; zipar: columns between rows; 0 for its own
+                # plan | jacobi | self_speculative | zipar | lpd | disa | recap (nexttok/samplers)
+                name="plan",
+                window=0,  # guesses of a call; zipar: columns between rows; 0 for its own
                 init="",  # jacobi: what a guess starts as, "" for random
+                relax=0.0,  # jacobi: mass of similar codes that counts for a guess; 0 is exact
+                relative=False,  # jacobi: ... relative to the guess's own
+                neighbours=0,  # jacobi: so many similar codes at most, 0 for 1,000
+                layers=(),  # self_speculative: layers that guess, () for every other one
+                control="",  # self_speculative: number of guesses: "" fixed | threshold | thompson
+                orders=0,  # lpd: orders in the pool, 0 for 64
                 solver_steps=(),  # disa: of the first and the last step; () for its own
                 anneal="",  # disa: how they fall, "" for linear
                 whole=0,  # recap: steps in front that stay alone

@@ -1,11 +1,13 @@
 """A config made into checked objects: the one place where the parts of an experiment meet."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from nexttok import generator, plans, tokenizers
+from nexttok.bottlenecks.vq import VQ
 from nexttok.config import build, check, check_keys, check_unread, part
 from nexttok.data.loader import DataConfig
 from nexttok.heads.draw import Draw
@@ -14,7 +16,7 @@ from nexttok.nn import features as providers
 from nexttok.optim import StageConfig, make_optimizer
 from nexttok.profiling import ProfileConfig
 from nexttok.samplers.logits import warper
-from nexttok.samplers.options import SamplerConfig
+from nexttok.samplers.options import Asked, SamplerConfig
 from nexttok.samplers.schedules import Guidance
 from nexttok.tokenizers import autoencoder
 
@@ -27,7 +29,10 @@ STAGES = ("latent", "tokenizer", "generator")
 # Parameters that only training reads: no stage is sampled or frozen with them.
 TRAINING_ONLY = ("discriminator", "lecam", "projector")
 # options of `config.sample` that only some plans and heads read, and what turns them off
-SAMPLE_OFF = {"steps": 0, "confidence": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 0.0}
+SAMPLE_OFF = {
+    "steps": 0, "confidence": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 0.0, "typical": 0.0,
+    "entropy_top_k": (),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,8 @@ class SampleConfig:
     temperature: float
     top_k: int
     top_p: float
+    typical: float
+    entropy_top_k: tuple[int, ...]
     guidance: float
     guidance_start: float
     guidance_shape: str
@@ -62,7 +69,12 @@ class SampleConfig:
     @property
     def draw(self) -> Draw:
         """How a head draws."""
-        return Draw(warper(self.temperature, self.top_k, self.top_p), self.temperature)
+        return Draw(self.warp, self.temperature)
+
+    @property
+    def warp(self) -> Callable:
+        """logits -> logits, of discrete tokens."""
+        return warper(self.temperature, self.top_k, self.top_p, self.typical, self.entropy_top_k)
 
     def __post_init__(self):
         check(self.confidence >= 0, "sample.confidence", self.confidence, "at least 0")
@@ -74,7 +86,7 @@ class SampleConfig:
         _ = self.strength
         check(self.per_class >= 1, "sample.per_class", self.per_class, "at least 1")
         check(self.tokens >= 0, "sample.tokens", self.tokens, "at least 0 (0 for all)")
-        warper(self.temperature, self.top_k, self.top_p)
+        _ = self.warp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +188,12 @@ def resolve(config: ConfigDict) -> Experiment:
         check_sampling(sample, gen, config.generator.plan.name, config.generator.head.name)
         plan = sampled_plan(sample, gen)
         sampler.check_fits(
-            gen.spec.grid, generator.causal_refusal(gen), hasattr(gen.head, "steps"),
-            config.generator.context.name == "mask", plan.sizes,
+            Asked(
+                gen.spec.grid, gen.spec.vocab, generator.causal_refusal(gen),
+                hasattr(gen.head, "steps"), config.generator.context.name == "mask", plan.sizes,
+                plan.kind, gen.backbone.depth,
+                isinstance(getattr(tokenizer, "bottleneck", None), VQ),
+            )
         )  # fmt: skip
     return Experiment(
         config=config,

@@ -343,6 +343,14 @@ def causal(
     return Causal(n, gen.spec.vocab, start, score, keep, select)
 
 
+def shallow(gen: Generator, params: dict, layers: tuple[int, ...]) -> tuple[Generator, dict]:
+    """The generator of some of the layers of a decoder's trunk, with their parameters."""
+    few = dataclasses.replace(gen, backbone=dataclasses.replace(gen.backbone, depth=len(layers)))
+    backbone, trunk = params["backbone"], params["backbone"]["trunk"]
+    blocks = jax.tree.map(lambda x: x[jnp.asarray(layers)], trunk["blocks"])
+    return few, params | {"backbone": backbone | {"trunk": trunk | {"blocks": blocks}}}
+
+
 def causal_refusal(gen: Generator) -> str:
     """Why a generator cannot be seen as causal, in the words that follow "as"; "" where it can."""
     context, head = (type(x).__name__.lower() for x in (gen.context, gen.head))

@@ -13,7 +13,10 @@ from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.samplers.drafts.jacobi import jacobi
+from nexttok.samplers.drafts.model import from_model
 from nexttok.samplers.executor import generate
+from nexttok.samplers.lantern import lantern, nearest_codes
+from nexttok.samplers.locality import locality_orders
 from nexttok.samplers.options import CAUSAL
 from nexttok.samplers.speculative import speculate
 from nexttok.samplers.zipar import zipar
@@ -33,8 +36,10 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
       ConfigError: known tokens with a context or a sampler that cannot keep them.
     """
     gen, cfg, plan = exp.generator, exp.sample, exp.plan
-    if exp.sampler.name in CAUSAL:
-        check(known is None, "sampler.name", exp.sampler.name, "plan to edit an image")
+    name = exp.sampler.name
+    if name in CAUSAL or name == "lpd":
+        check(known is None, "sampler.name", name, "plan to edit an image")
+    if name in CAUSAL:
         return _causal_sampler(exp)
     count = 0
     if known is not None:
@@ -49,6 +54,10 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     own = getattr(gen.head, "steps", 0)
     solving = exp.sampler.solving(steps.calls - (count > 0), own)
     draw = dataclasses.replace(cfg.draw, solver_steps=solving)
+    pool = None
+    if name == "lpd":
+        orders = locality_orders(gen.spec.grid, plan.sizes, exp.sampler.orders or 64)
+        pool = jnp.asarray(orders)
     opening = (count,) if count else ()  # of known tokens, which no step predicts
     reuse = exp.sampler.merged(steps.sizes[len(opening) :])
     run = dataclasses.replace(steps, sizes=(*opening, *map(sum, reuse))) if reuse else steps
@@ -65,6 +74,8 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
         if plan.kind != "fixed":
             first = None if known is None else jnp.asarray(known)
             order = random_order(stream(key, "order"), batch, plan.length, first)
+        if pool is not None:
+            order = pool[jax.random.randint(stream(key, "order"), (batch,), 0, len(pool))]
         step = gen.step(
             params["generator"], label, steps, draw, scale, cfg.confidence, advance,
             forced=None if known is None or count else (jnp.asarray(known), given), reuse=reuse,
@@ -83,7 +94,14 @@ def _causal_sampler(exp):
     """As `sampler`, by a sampler that sees the generator as a causal model."""
     gen, plan, choice, strength = exp.generator, exp.plan, exp.sampler, exp.sample.strength
     scale = None if strength.off else lambda at: strength.scale(at, plan)
-    warp, n = exp.sample.draw.warp, plan.length
+    warp, n, vocab = exp.sample.warp, plan.length, gen.spec.vocab
+
+    def similar(tokenizer):
+        codes = exp.tokenizer.bottleneck.ids_to_values(
+            tokenizer["quantizer"], jnp.arange(vocab, dtype=jnp.int32)
+        )
+        near = nearest_codes(codes, choice.neighbours or min(1000, vocab - 1))
+        return lantern(near, choice.relax, choice.relative)
 
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
@@ -91,12 +109,17 @@ def _causal_sampler(exp):
         model = generator.causal(gen, params["generator"], label, plan, scale)
         if choice.name == "zipar":
             tokens, stats = zipar(model, choice.wavefront(gen.spec.grid), warp, len(label), key)
+        elif choice.name == "self_speculative":
+            layers = choice.guessing(gen.backbone.depth)
+            few, theirs = generator.shallow(gen, params["generator"], layers)
+            few = generator.causal(few, theirs, label, plan, scale)
+            drafter = from_model(few, warp, choice.window or 4, choice.controlled())
+            tokens, stats = speculate(model, drafter, warp, len(label), key)
         else:
             columns = gen.spec.grid[1] if len(gen.spec.grid) == 2 else 0
-            drafter = jacobi(
-                n, gen.spec.vocab, choice.window or 15, choice.init or "random", columns
-            )
-            tokens, stats = speculate(model, drafter, warp, len(label), key)
+            drafter = jacobi(n, vocab, choice.window or 15, choice.init or "random", columns)
+            relax = similar(params["tokenizer"]) if choice.relax else None
+            tokens, stats = speculate(model, drafter, warp, len(label), key, relax)
         return jnp.take(tokens, jnp.argsort(jnp.asarray(plan.order)), axis=1), stats
 
     return sample

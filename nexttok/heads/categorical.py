@@ -75,7 +75,7 @@ class Categorical:
     smoothing: float
     reserved: int
     likelihood = True
-    reads = ("temperature", "top_k", "top_p")
+    reads = ("temperature", "top_k", "top_p", "typical", "entropy_top_k")
 
     def __post_init__(self):
         allowed = "gmm, diffusion or flow, as these tokens are continuous"

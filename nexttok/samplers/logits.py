@@ -90,13 +90,17 @@ def _last_that_keeps(
     return jax.lax.fori_loop(0, bits, next_bit, found)
 
 
-def warper(temperature: float, k: int, p: float) -> Callable[[Array], Array]:
-    """Temperature, then top-k, then top-p.
+def warper(
+    temperature: float, k: int, p: float, typical_mass: float = 0.0, entropy_k: tuple[int, ...] = ()
+) -> Callable[[Array], Array]:
+    """Temperature, then top-k, top-k by entropy, top-p, typical.
 
     Args:
       temperature: above 0; 0 means greedy.
       k: kept logits; 0 for all.
       p: kept mass; 0 or 1 for all.
+      typical_mass: kept mass of typical tokens; 0 or 1 for all.
+      entropy_k: kept logits at no and at much entropy; () for all.
 
     Raises:
       ConfigError: a value out of range.
@@ -104,6 +108,13 @@ def warper(temperature: float, k: int, p: float) -> Callable[[Array], Array]:
     check(temperature >= 0, "sample.temperature", temperature, "at least 0")
     check(k >= 0, "sample.top_k", k, "at least 0 (0 for all)")
     check(0 <= p <= 1, "sample.top_p", p, "0 .. 1 (0 for all)")
+    check(0 <= typical_mass <= 1, "sample.typical", typical_mass, "0 .. 1 (0 for all)")
+    two = (
+        len(entropy_k) in (0, 2)
+        and list(entropy_k) == sorted(entropy_k)
+        and min((1, *entropy_k)) >= 1
+    )
+    check(two, "sample.entropy_top_k", entropy_k, "two rising numbers of 1 or more, () for all")
 
     def warp(logits: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
         if temperature == 0:
@@ -111,6 +122,10 @@ def warper(temperature: float, k: int, p: float) -> Callable[[Array], Array]:
         logits = logits / temperature
         if 0 < k < logits.shape[-1]:
             logits = top_k(logits, k)
-        return top_p(logits, p) if 0 < p < 1 else logits
+        if entropy_k:
+            logits = entropy_top_k(logits, *entropy_k)
+        if 0 < p < 1:
+            logits = top_p(logits, p)
+        return typical(logits, typical_mass) if 0 < typical_mass < 1 else logits
 
     return warp

@@ -4,41 +4,83 @@ import dataclasses
 
 from nexttok.config import check, check_unread
 from nexttok.samplers.annealing import SHAPES, annealed
+from nexttok.samplers.drafts import model as drafts
 from nexttok.samplers.drafts.jacobi import INITS
 from nexttok.samplers.reuse import groups
 from nexttok.samplers.zipar import Wavefront, wavefront
 
-# the options that each sampler reads, one file each; "plan" is the executor
+# the options that each sampler reads; "plan" is the executor
 READS = {
     "plan": (),
-    "jacobi": ("window", "init"),
+    "jacobi": ("window", "init", "relax", "relative", "neighbours"),
+    "self_speculative": ("window", "layers", "control"),
     "zipar": ("window",),
+    "lpd": ("orders",),
     "disa": ("solver_steps", "anneal"),
     "recap": ("whole", "local"),
 }
-CAUSAL = ("jacobi", "zipar")  # they see the generator as a causal model
-OFF = {"window": 0, "init": "", "solver_steps": (), "anneal": "", "whole": 0, "local": 0}
+CAUSAL = ("jacobi", "self_speculative", "zipar")  # they see the generator as a causal model
+OFF = {
+    "window": 0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0, "layers": (),
+    "control": "", "orders": 0, "solver_steps": (), "anneal": "", "whole": 0, "local": 0,
+}  # fmt: skip
+CONTROLS = {"": drafts.fixed, "threshold": drafts.threshold, "thompson": drafts.thompson}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What samplers ask of an experiment.
+
+    Attributes:
+      grid, vocab: of the tokens.
+      refusal: why the generator does not draw one discrete token after another; "" where it does.
+      solver: its head integrates; masked: its context is mask.
+      sizes, kind: of the plan; depth: of the backbone.
+      codebook: the tokens are the codes of one codebook.
+    """
+
+    grid: tuple[int, ...]
+    vocab: int
+    refusal: str
+    solver: bool
+    masked: bool
+    sizes: tuple[int, ...]
+    kind: str
+    depth: int
+    codebook: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """`config.sampler`.
+    """`config.sampler`; 0, '' and () are a sampler's own choice.
 
     Attributes:
-      name: plan (the executor follows the plan), disa (it does, in fewer solver steps), recap (in
-        steps that compute less), or what takes its place: jacobi, zipar.
-      window: jacobi: guesses of a call, 0 for 15; zipar: by how many columns a row is behind the
-        one above it, 0 for a third of them.
-      init: jacobi: what a guess starts as (drafts/jacobi.py), '' for random.
-      solver_steps: disa: of the first and of the last step, () for a half and a twentieth of the
-        head's own, as its paper; anneal: how they fall (annealing.py), '' for linear.
+      name: plan (the executor follows the plan), lpd (it does, in orders of its own), disa (in
+        fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
+        self_speculative, zipar.
+      window: guesses of a call (own: 15 of jacobi, 4 of self_speculative); zipar: by how many
+        columns a row is behind the one above it (own: a third of them).
+      init: jacobi: what a guess starts as (drafts/jacobi.py; own: random).
+      relax, relative, neighbours: jacobi: budget of LANTERN and whether it is relative, and how
+        many codes are looked at (lantern.py; own: 1,000).
+      layers: self_speculative: the layers that guess (own: every other one, the first included).
+      control: self_speculative: how many guesses there are (drafts/model.py; own: always all).
+      orders: lpd: size of the pool (own: 64).
+      solver_steps: disa: of the first and of the last step (own: a half and a twentieth of the
+        head's, as its paper); anneal: how they fall (annealing.py; own: linear).
       whole: recap: steps in front that stay alone; local: steps after each later one that compute
-        only what is about to be drawn (reuse.py), 0 for 1.
+        only what is about to be drawn (reuse.py; own: 1).
     """
 
     name: str
     window: int
     init: str
+    relax: float
+    relative: bool
+    neighbours: int
+    layers: tuple[int, ...]
+    control: str
+    orders: int
     solver_steps: tuple[int, ...]
     anneal: str
     whole: int
@@ -47,53 +89,47 @@ class SamplerConfig:
     def __post_init__(self):
         check(self.name in READS, "sampler.name", self.name, " | ".join(READS))
         check_unread(self, OFF, READS[self.name], "sampler", f"sampler {self.name}")
-        check(self.window >= 0, "sampler.window", self.window, "at least 0 (0 for its own)")
-        allowed = "'' for random, " + " | ".join(INITS)
-        check(self.init in ("", *INITS), "sampler.init", self.init, allowed)
-
-        shapes = "'' for linear, " + " | ".join(SHAPES)
-        check(self.anneal in ("", *SHAPES), "sampler.anneal", self.anneal, shapes)
-        for name in ("whole", "local"):
+        for name in ("window", "relax", "neighbours", "orders", "whole", "local"):
             value = getattr(self, name)
             check(value >= 0, f"sampler.{name}", value, "at least 0")
+        for name, words in (("init", INITS), ("anneal", SHAPES), ("control", (*CONTROLS,)[1:])):
+            value = getattr(self, name)
+            check(value in ("", *words), f"sampler.{name}", value, "'' | " + " | ".join(words))
+        lost = self.relax == 0 and (self.relative or self.neighbours > 0)
+        check(not lost, "sampler.relax", self.relax, "above 0 with relative or neighbours")
         two = len(self.solver_steps) in (0, 2) and all(2 <= n <= 1000 for n in self.solver_steps)
-        check(
-            two,
-            "sampler.solver_steps",
-            self.solver_steps,
-            "two numbers of 2 .. 1000, () for its own",
-        )
+        check(two, "sampler.solver_steps", self.solver_steps, "two numbers of 2 .. 1000, or ()")
 
-    def check_fits(
-        self,
-        grid: tuple[int, ...],
-        refusal: str,
-        solver: bool,
-        masked: bool,
-        sizes: tuple[int, ...],
-    ) -> None:
-        """Raises ConfigError where the generator cannot be sampled so.
+    def check_fits(self, asked: Asked) -> None:
+        """Raises ConfigError where the generator cannot be sampled so."""
 
-        Args:
-          grid: of its tokens.
-          refusal: why it does not draw one discrete token after another; "" where it does.
-          solver: whether its head integrates; masked: whether its context is mask.
-          sizes: of the steps.
-        """
-        if self.name == "disa":
-            check(solver, "sampler.name", self.name, "another, as the head draws in a single step")
-        if self.name == "recap":
-            check(masked, "sampler.name", self.name, "another, as the context is not mask")
-            self.merged(sizes)
-        if self.name not in CAUSAL:
-            return
-        check(not refusal, "sampler.name", self.name, f"another, as {refusal}")
-        flat = len(grid) == 2
+        def need(fits, why):
+            check(fits, "sampler.name", self.name, f"another, as {why}")
+
+        flat = len(asked.grid) == 2
+        if self.name in CAUSAL:
+            need(not asked.refusal, asked.refusal)
+        if self.name in ("zipar", "lpd"):
+            need(flat, "these tokens have no rows")
         if self.name == "zipar":
-            check(flat, "sampler.name", self.name, "another, as these tokens have no rows")
-            self.wavefront(grid)
+            self.wavefront(asked.grid)
+        elif self.name == "lpd":
+            need(asked.kind == "random", "the plan's order is not random")
+        elif self.name == "disa":
+            need(asked.solver, "the head draws in a single step")
+        elif self.name == "recap":
+            need(asked.masked, "the context is not mask")
+            self.merged(asked.sizes)
         above = not self.init.endswith("above") or flat
         check(above, "sampler.init", self.init, "one without 'above', as these tokens have no rows")
+        codes = self.relax == 0 or asked.codebook
+        check(codes, "sampler.relax", self.relax, "0, as these tokens are not codes of a codebook")
+        most = asked.vocab - 1
+        few = self.neighbours <= most or self.relax == 0
+        check(few, "sampler.neighbours", self.neighbours, f"0 .. {most}")
+        rising = list(self.layers) == sorted(set(self.layers))
+        rising = rising and set(self.layers) <= set(range(asked.depth))
+        check(rising, "sampler.layers", self.layers, f"rising numbers of 0 .. {asked.depth - 1}")
 
     def solving(self, steps: int, own: int) -> tuple[int, ...]:
         """Solver steps of each of `steps` steps, of a head whose own number is `own`."""
@@ -110,3 +146,13 @@ class SamplerConfig:
         """The calls of zipar on a grid."""
         rows, columns = grid
         return wavefront(rows, columns, self.window or max(columns // 3, 1))
+
+    def controlled(self) -> drafts.Control:
+        """How many guesses self_speculative makes."""
+        if self.control == "threshold":
+            return drafts.threshold(most=self.window or 4)
+        return CONTROLS[self.control]()
+
+    def guessing(self, depth: int) -> tuple[int, ...]:
+        """The layers, of so many, that guess in self_speculative."""
+        return self.layers or tuple(range(0, depth, 2))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import flextok, llamagen, mar, maskgit, nbp
+from configs import flextok, llamagen, mar, maskgit, nbp, randar
 from nexttok import sampling
 from nexttok.config import ConfigError
 from nexttok.experiment import resolve
@@ -17,14 +17,15 @@ LABEL, KEY = jnp.arange(4, dtype=jnp.int32), jax.random.key(0)
 
 
 @functools.cache
-def drawn(temperature=1.0, guidance=2.0, **sampler):
+def drawn(temperature=1.0, guidance=2.0, depth=1, **sampler):
     """Tokens and stats of LlamaGen's tiny variant, parameters redrawn."""
     config = llamagen.get_config("tiny")
     config.sampler.update(sampler)
     config.sample.update(temperature=temperature, guidance=guidance)
-    config.generator.backbone.update(width=16, head_dim=8, mlp_hidden=24)
+    config.generator.backbone.update(width=16, head_dim=8, mlp_hidden=24, depth=depth)
     exp = resolve(config)
-    params = {"tokenizer": {}, "generator": redrawn(exp.generator, 1)}
+    quantizer = {"embedding": jax.random.normal(KEY, (256, 8))}
+    params = {"tokenizer": {"quantizer": quantizer}, "generator": redrawn(exp.generator, 1)}
     tokens, stats = sampling.sampler(exp)(params, LABEL, KEY, sampling.blank(exp, len(LABEL)))
     return np.asarray(tokens), {k: np.asarray(v) for k, v in stats.items()}
 
@@ -52,7 +53,7 @@ def test_greedy_jacobi_is_greedy_raster(init, guidance):
 
 
 BAD = {
-    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | zipar | disa | recap"),
+    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | zipar"),
     "unread": (llamagen, dict(init="random"), "sampler.init = 'random': expected '', as sampl"),
     "window": (llamagen, dict(name="jacobi", window=-1), "at least 0"),
     "wide": (llamagen, dict(name="zipar", window=5), "sampler.window = 5: expected 1 .. 4 columns"),
@@ -62,6 +63,12 @@ BAD = {
     "solver": (llamagen, dict(name="disa"), "another, as the head draws in a single step"),
     "shape": (mar, dict(name="disa", anneal="sudden"), "linear | cosine | two_stage"),
     "numbers": (mar, dict(name="disa", solver_steps=(50,)), "two numbers of 2 .. 1000"),
+    "layers": (llamagen, dict(name="self_speculative", layers=(1, 9)), "rising numbers of 0 .. 0"),
+    "order": (mar, dict(name="lpd"), None),
+    "free": (maskgit, dict(name="lpd"), "another, as the plan's order is not random"),
+    "lost": (llamagen, dict(name="jacobi", relative=True), "sampler.relax = 0.0: expected above 0"),
+    "codes": (flextok, dict(name="jacobi", relax=0.1), "0, as these tokens are not codes of a"),
+    "many": (llamagen, dict(name="jacobi", relax=0.1, neighbours=256), "0 .. 255"),
     "context": (llamagen, dict(name="recap"), "another, as the context is not mask"),
     "steps": (mar, dict(name="recap", whole=9), "sampler.whole = 9: expected 0 .. 8 steps"),
     "mask": (maskgit, dict(name="jacobi"), "another, as context mask does not draw one"),
@@ -69,11 +76,46 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("control", ["", "threshold", "thompson"])
+def test_greedy_drafts_of_some_layers_are_greedy_raster(control):
+    options = dict(name="self_speculative", window=3, layers=(0,), control=control)
+    tokens, stats = drawn(0.0, depth=2, **options)
+    np.testing.assert_array_equal(tokens, drawn(0.0, depth=2)[0])
+    assert stats["draft_calls"] == 4 * stats["network_calls"]
+    assert stats["network_calls"] <= 16
+
+
+def test_drafts_of_all_layers_are_all_accepted():
+    _, stats = drawn(depth=2, name="self_speculative", window=3, layers=(0, 1))
+    assert stats["network_calls"] == 4
+
+
+def test_similar_codes_count_for_a_guess():
+    _, exact = drawn(name="jacobi", window=3)
+    _, stats = drawn(name="jacobi", window=3, relax=0.5, neighbours=200)
+    assert stats["accepted"].sum() > exact["accepted"].sum()
+
+
+def test_local_orders_draw_all_tokens_in_the_steps_of_the_plan():
+    config = randar.get_config("tiny")
+    config.sampler.name = "lpd"
+    config.generator.plan.steps = 4
+    exp = resolve(config)
+    params = {"tokenizer": {}, "generator": redrawn(exp.generator, 1)}
+    blank = sampling.blank(exp, 4)
+    tokens, stats = sampling.sampler(exp)(params, LABEL, KEY, blank)
+    assert tokens.shape == blank.shape
+    assert stats["network_calls"] == 4
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_refuses_what_does_not_fit(name):
     paper, sampler, words = BAD[name]
     config = paper.get_config("tiny")
     config.sampler.update(sampler)
+    if words is None:
+        resolve(config)
+        return
     with pytest.raises(ConfigError) as error:
         resolve(config)
     assert words in str(error.value)
