@@ -52,7 +52,7 @@ def base() -> ConfigDict:
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
             sampler=dict(
-                # plan | jacobi | self_speculative | zipar | lpd | disa | recap (nexttok/samplers)
+                # plan | jacobi | self_speculative | zipar | lpd | disa | recap | parallel
                 name="plan",
                 window=0,  # guesses of a call; zipar: columns between rows; 0 for its own
                 init="",  # jacobi: what a guess starts as, "" for random
@@ -65,6 +65,8 @@ def base() -> ConfigDict:
                 solver_steps=(),  # disa: of the first and the last step; () for its own
                 anneal="",  # disa: how they fall, "" for linear
                 whole=0,  # recap: steps in front that stay alone
+                threshold=0.0,  # parallel: probability from which tokens are revealed, 0 for 0.9
+                factor=0.0,  # parallel: instead, the n surest while (n + 1) (1 - p) is below it
                 local=0,  # recap: steps after each later one that compute less, 0 for 1
             ),
             profile=dict(steps=""),  # a:b traces steps a + 1 .. b of every stage; "" none

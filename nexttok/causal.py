@@ -1,4 +1,6 @@
-"""A causal model as samplers see it: windows of tokens, rows of the batch at lengths of their own.
+"""Generators of discrete tokens as samplers see them, causal or masked.
+
+A causal one scores windows of tokens, rows of the batch at lengths of their own:
 
     committed   a  b  c          length 3
     window               c  d  e     its first token is the last committed one (START of none)
@@ -38,6 +40,21 @@ class Causal:
     score: Callable[..., tuple[Array, Array, Any]]
     keep: Callable[[Any, Array, Array], Any]
     select: Callable[[Any, Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """A model that predicts hidden tokens from all others, in any order.
+
+    Attributes:
+      tokens: N; vocab: V.
+      predict: (tokens [B, N], hidden [B, N]) -> logits [B, N, V], guided but not warped; hidden
+        tokens are not read.
+    """
+
+    tokens: int
+    vocab: int
+    predict: Callable[[Array, Array], Array]
 
 
 def ancestry(parents: Int[Array, "B S"]) -> tuple[Int[Array, "B S"], Bool[Array, "B S S"]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nexttok import contexts, heads, plans
-from nexttok.causal import Causal, ancestry
+from nexttok.causal import Causal, Masked, ancestry
 from nexttok.config import build, check, check_keys, component, names, part
 from nexttok.contexts.contract import Calls, Lesson
 from nexttok.heads import guidance
@@ -341,6 +341,35 @@ def causal(
         return take_rows(cache, rows)
 
     return Causal(n, gen.spec.vocab, start, score, keep, select)
+
+
+def masked(
+    gen: Generator,
+    params: dict,
+    label: Int[Array, "B"],
+    plan: plans.Plan,
+    scale: Callable[[At], Array] | None = None,
+) -> Masked:
+    """The generator, of context mask and head categorical, as samplers of their own order see it.
+
+    Arguments are those of `causal`; scale takes numbers of known tokens [B] in At.
+    """
+    labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
+    weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
+
+    def predict(tokens, hidden):
+        slots = gen.context.canvas(jnp.where(hidden, 0, tokens), hidden, prefix)
+        slots = slots if scale is None else slots.twice()
+        states = gen.network.apply({"params": params["backbone"]}, slots, labels)[0]
+        logits = gen.head.outputs(weights, states[:, prefix:])
+        if scale is None:
+            return logits
+        first, one = (~hidden).sum(1).astype(jnp.int32), jnp.ones((), jnp.int32)
+        strength = scale(At(first, first, one, one, 1, 1, 0, n))
+        strength = strength if strength.ndim == 0 else strength[:, None, None]
+        return guidance.cfg(*jnp.split(logits, 2), strength)
+
+    return Masked(n, gen.spec.vocab, predict)
 
 
 def shallow(gen: Generator, params: dict, layers: tuple[int, ...]) -> tuple[Generator, dict]:

@@ -18,6 +18,7 @@ from nexttok.samplers.executor import generate
 from nexttok.samplers.lantern import lantern, nearest_codes
 from nexttok.samplers.locality import locality_orders
 from nexttok.samplers.options import CAUSAL
+from nexttok.samplers.parallel import reveal
 from nexttok.samplers.speculative import speculate
 from nexttok.samplers.zipar import zipar
 from nexttok.steps import random_order
@@ -37,10 +38,12 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     """
     gen, cfg, plan = exp.generator, exp.sample, exp.plan
     name = exp.sampler.name
-    if name in CAUSAL or name == "lpd":
+    if name in (*CAUSAL, "lpd", "parallel"):
         check(known is None, "sampler.name", name, "plan to edit an image")
     if name in CAUSAL:
         return _causal_sampler(exp)
+    if name == "parallel":
+        return _parallel_sampler(exp)
     count = 0
     if known is not None:
         kept = "a model with plan random or confidence, or context upsample"
@@ -121,6 +124,21 @@ def _causal_sampler(exp):
             relax = similar(params["tokenizer"]) if choice.relax else None
             tokens, stats = speculate(model, drafter, warp, len(label), key, relax)
         return jnp.take(tokens, jnp.argsort(jnp.asarray(plan.order)), axis=1), stats
+
+    return sample
+
+
+def _parallel_sampler(exp):
+    """As `sampler`, by a sampler that chooses the order of a masked model."""
+    gen, plan, choice, strength = exp.generator, exp.plan, exp.sampler, exp.sample.strength
+    scale = None if strength.off else lambda at: strength.scale(at, plan)
+
+    @jax.jit
+    def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
+        del given
+        model = generator.masked(gen, params["generator"], label, plan, scale)
+        limits = choice.threshold or 0.9, choice.factor
+        return reveal(model, exp.sample.warp, len(label), key, *limits)
 
     return sample
 

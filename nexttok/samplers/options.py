@@ -18,11 +18,13 @@ READS = {
     "lpd": ("orders",),
     "disa": ("solver_steps", "anneal"),
     "recap": ("whole", "local"),
+    "parallel": ("threshold", "factor"),
 }
 CAUSAL = ("jacobi", "self_speculative", "zipar")  # they see the generator as a causal model
 OFF = {
     "window": 0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0, "layers": (),
     "control": "", "orders": 0, "solver_steps": (), "anneal": "", "whole": 0, "local": 0,
+    "threshold": 0.0, "factor": 0.0,
 }  # fmt: skip
 CONTROLS = {"": drafts.fixed, "threshold": drafts.threshold, "thompson": drafts.thompson}
 
@@ -57,7 +59,7 @@ class SamplerConfig:
     Attributes:
       name: plan (the executor follows the plan), lpd (it does, in orders of its own), disa (in
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
-        self_speculative, zipar.
+        self_speculative, zipar, parallel.
       window: guesses of a call (own: 15 of jacobi, 4 of self_speculative); zipar: by how many
         columns a row is behind the one above it (own: a third of them).
       init: jacobi: what a guess starts as (drafts/jacobi.py; own: random).
@@ -70,6 +72,7 @@ class SamplerConfig:
         head's, as its paper); anneal: how they fall (annealing.py; own: linear).
       whole: recap: steps in front that stay alone; local: steps after each later one that compute
         only what is about to be drawn (reuse.py; own: 1).
+      threshold, factor: parallel: which tokens a call reveals (parallel.py; own: 0.9, no factor).
     """
 
     name: str
@@ -85,11 +88,22 @@ class SamplerConfig:
     anneal: str
     whole: int
     local: int
+    threshold: float
+    factor: float
 
     def __post_init__(self):
         check(self.name in READS, "sampler.name", self.name, " | ".join(READS))
         check_unread(self, OFF, READS[self.name], "sampler", f"sampler {self.name}")
-        for name in ("window", "relax", "neighbours", "orders", "whole", "local"):
+        for name in (
+            "window",
+            "relax",
+            "neighbours",
+            "orders",
+            "whole",
+            "local",
+            "threshold",
+            "factor",
+        ):
             value = getattr(self, name)
             check(value >= 0, f"sampler.{name}", value, "at least 0")
         for name, words in (("init", INITS), ("anneal", SHAPES), ("control", (*CONTROLS,)[1:])):
@@ -120,6 +134,11 @@ class SamplerConfig:
         elif self.name == "recap":
             need(asked.masked, "the context is not mask")
             self.merged(asked.sizes)
+        elif self.name == "parallel":
+            need(
+                asked.masked and asked.vocab > 0,
+                "the model does not predict masked discrete tokens",
+            )
         above = not self.init.endswith("above") or flat
         check(above, "sampler.init", self.init, "one without 'above', as these tokens have no rows")
         codes = self.relax == 0 or asked.codebook
