@@ -44,6 +44,7 @@ def base() -> ConfigDict:
                 guidance_shape="constant",  # constant | linear | cosine | power
                 guidance_power=1.0,  # exponent of the last two
                 guidance_clock="step",  # s follows: step | before | after | masked (see schedules)
+                certainty="",  # by which they choose: "" drawn token's | top | margin | entropy
                 confidence=0.0,  # Gumbel noise of plans by confidence, annealed to 0
                 steps=0,  # steps of a scheduled plan; 0 for the trained plan's own
                 given=0,  # steps that held-out data gives, of a plan that has such; 0 for its own

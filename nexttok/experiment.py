@@ -10,6 +10,7 @@ from nexttok import generator, plans, tokenizers
 from nexttok.bottlenecks.vq import VQ
 from nexttok.config import build, check, check_keys, check_unread, part
 from nexttok.data.loader import DataConfig
+from nexttok.heads.categorical import CERTAINTIES
 from nexttok.heads.draw import Draw
 from nexttok.mesh import MeshConfig
 from nexttok.nn import features as providers
@@ -31,7 +32,7 @@ TRAINING_ONLY = ("discriminator", "lecam", "projector")
 # options of `config.sample` that only some plans and heads read, and what turns them off
 SAMPLE_OFF = {
     "steps": 0, "confidence": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 0.0, "typical": 0.0,
-    "entropy_top_k": (),
+    "entropy_top_k": (), "certainty": "",
 }  # fmt: skip
 
 
@@ -46,6 +47,7 @@ class SampleConfig:
     top_p: float
     typical: float
     entropy_top_k: tuple[int, ...]
+    certainty: str
     guidance: float
     guidance_start: float
     guidance_shape: str
@@ -69,7 +71,7 @@ class SampleConfig:
     @property
     def draw(self) -> Draw:
         """How a head draws."""
-        return Draw(self.warp, self.temperature)
+        return Draw(self.warp, self.temperature, certainty=self.certainty)
 
     @property
     def warp(self) -> Callable:
@@ -87,6 +89,8 @@ class SampleConfig:
         check(self.per_class >= 1, "sample.per_class", self.per_class, "at least 1")
         check(self.tokens >= 0, "sample.tokens", self.tokens, "at least 0 (0 for all)")
         _ = self.warp
+        kinds = "'' | " + " | ".join(CERTAINTIES[1:])
+        check(self.certainty in CERTAINTIES, "sample.certainty", self.certainty, kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +244,8 @@ def check_sampling(sample: SampleConfig, gen: generator.Generator, plan: str, he
     check(
         sample.steps <= n, "sample.steps", sample.steps, f"0 .. {n} tokens (0 for the plan's own)"
     )
+    chosen = not sample.certainty or gen.plan.kind == "confidence"
+    check(chosen, "sample.certainty", sample.certainty, f"'', as plan {plan} does not read it")
     unguided = sample.strength.off or gen.class_dropout > 0
     check(unguided, "sample.guidance", sample.guidance,
           "1, as nothing is trained without a class (generator.class_dropout = 0)")  # fmt: skip

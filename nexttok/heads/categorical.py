@@ -16,6 +16,7 @@ from nexttok.nn.transformer import initializer
 from nexttok.rng import categorical
 from nexttok.tokens import TokenSpec
 
+CERTAINTIES = ("", "top", "margin", "entropy")
 INIT_NAMES = ("zeros", "normal02", "third")
 
 
@@ -75,7 +76,7 @@ class Categorical:
     smoothing: float
     reserved: int
     likelihood = True
-    reads = ("temperature", "top_k", "top_p", "typical", "entropy_top_k")
+    reads = ("temperature", "top_k", "top_p", "typical", "entropy_top_k", "certainty")
 
     def __post_init__(self):
         allowed = "gmm, diffusion or flow, as these tokens are continuous"
@@ -135,7 +136,7 @@ class Categorical:
         """Draws ids from guided, then warped logits.
 
         Returns:
-          ids and the log-probability of each before warping, which confidences compare.
+          ids and how certain each is before warping, which confidences compare; see `certainty`.
         """
         if uncond is None:
             logits = self.outputs(params, cond)
@@ -146,8 +147,25 @@ class Categorical:
             cond, uncond = cond.astype(jnp.float32), uncond.astype(jnp.float32)
             logits = self.outputs(params, guidance.cfg(cond, uncond, scale))
         ids = categorical(rng, draw.warp(logits))
-        picked = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-        return ids, picked - jax.nn.logsumexp(logits, axis=-1)
+        return ids, certainty(jax.nn.log_softmax(logits, axis=-1), ids, draw.certainty)
+
+
+def certainty(
+    log_probs: Float[Array, "*n V"], ids: Int[Array, "*n"], kind: str
+) -> Float[Array, "*n"]:
+    """How certain a position is: '' the log-probability of the token drawn there (MaskGIT); top
+    that of the likeliest; margin the log of how much likelier it is than the second, which two
+    near-equal modes cannot deceive; entropy, negative (Kim et al., "Train for the Worst, Plan for
+    the Best: Understanding Token Ordering in Masked Diffusions", 2025)."""
+    if kind == "":
+        return jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
+    probs = jnp.exp(log_probs)
+    if kind == "entropy":
+        return jnp.where(probs > 0, probs * log_probs, 0.0).sum(-1)
+    if kind == "top":
+        return log_probs.max(-1)
+    first, second = jnp.moveaxis(jax.lax.top_k(probs, 2)[0], -1, 0)
+    return jnp.log(jnp.maximum(first - second, jnp.finfo(jnp.float32).tiny))
 
 
 def make(section, spec: TokenSpec, width: int) -> Categorical:

@@ -18,12 +18,14 @@ class Draw:
       temperature: of continuous tokens: what noise or standard deviations are multiplied by.
       solver_steps: of a diffusion or flow head, for every step of a generation; () for its own.
       index: the step of the generation, which may be traced.
+      certainty: of discrete tokens, by which plans by confidence choose (heads/categorical.py).
     """
 
     warp: Callable[[Array], Array]
     temperature: float
     solver_steps: tuple[int, ...] = ()
     index: Any = 0
+    certainty: str = ""
 
     def at(self, index: Any) -> "Draw":
         """The options at a step of the generation."""
