@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nexttok.rng import stream
+from nexttok.rng import categorical, stream
 
 # how the children of a node were chosen: a fixed set; independent draws; draws without replacement
 KINDS = ("given", "independent", "distinct")
@@ -68,16 +68,19 @@ def verify(
       draft: the guesses.
       probs: the model's law behind every node, warped as it is promised to be.
       rng: key.
-      kind: of KINDS; width: most children of a node; depth: longest path (all static).
+      kind: of KINDS; width: most children of a node, 1 for chains in the order of their nodes;
+        depth: longest path (all static).
       relax: of a sampler that trades exactness for acceptance; None is exact.
     """
-    batch = len(draft.tokens)
-    coins = jax.random.uniform(stream(rng, "coins"), (batch, depth + 1, max(width, 1)))
-    walk = jax.vmap(lambda *row: _walk(*row, kind, depth, relax))
-    children = _children(draft.parents, width)
-    path, law = walk(draft.tokens, children, draft.laws, probs, coins)
-    token = jax.random.categorical(stream(rng, "token"), jnp.log(law), axis=-1)
-    return Verdict(path, (path >= 0).sum(-1), token.astype(jnp.int32))
+    coins = jax.random.uniform(stream(rng, "coins"), (len(draft.tokens), depth + 1, width))
+    if width == 1:
+        path, law = _chains(draft, probs, coins[..., 0], kind, relax)
+    else:
+        walk = jax.vmap(lambda *row: _walk(*row, kind, depth, relax))
+        children = _children(draft.parents, width)
+        path, law = walk(draft.tokens, children, draft.laws, probs, coins)
+    token = categorical(stream(rng, "token"), jnp.log(law))
+    return Verdict(path, (path >= 0).sum(-1), token)
 
 
 def trial(
@@ -93,6 +96,28 @@ def trial(
     total = left.sum()
     # nothing is left only where the guess cannot be rejected
     return coin * drawn_from[token] < mass, jnp.where(total > 0, left / total, law)
+
+
+def _chains(draft, probs, coins, kind, relax):
+    """As _walk, of trees that are chains: all guesses are tested at once."""
+    tokens, depth, rows = draft.tokens[:, 1:], coins.shape[1] - 1, jnp.arange(len(coins))
+    one = jax.vmap(lambda *row: trial(*row, relax))
+
+    def drawn_from(token, law):
+        return jax.nn.one_hot(token, law.shape[-1]) if kind == "given" else law
+
+    ok, _ = jax.vmap(one)(
+        probs[:, :-1], drawn_from(tokens, draft.laws[:, :-1]), tokens, coins[:, :-1]
+    )
+    kept = jnp.cumprod((ok & (draft.parents[:, 1:] >= 0)).astype(jnp.int32), axis=1)
+    count = kept.sum(1)
+    path = jnp.where(kept > 0, jnp.arange(1, depth + 1)[None], -1)
+    # the first guess that is not kept, if there was one, leaves the rest of its law
+    at = jnp.minimum(count, depth - 1)
+    failed = (count < depth) & (draft.parents[rows, at + 1] >= 0)
+    law, token = probs[rows, count], tokens[rows, at]
+    _, left = one(law, drawn_from(token, draft.laws[rows, at]), token, coins[rows, at])
+    return path, jnp.where(failed[:, None], left, law)
 
 
 def _walk(tokens, children, laws, probs, coins, kind, depth, relax):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from nexttok.causal import chain
 from nexttok.config import check
-from nexttok.rng import stream
+from nexttok.rng import categorical, stream
 from nexttok.samplers.speculative import Drafter
 from nexttok.samplers.verify import Draft
 
@@ -66,27 +66,39 @@ def jacobi(tokens: int, vocab: int, window: int, init: str, columns: int) -> Dra
         return fill(memory, none, none, key)
 
     def fill(memory, length, known, key):
-        """Guesses for the tokens from `length` on, from their laws before `known`."""
-        rows = jnp.arange(len(length))
-
-        def put(memory, j):
-            at = length + j
-            left = at % columns > 0 if columns else at > 0
-            has = at >= reach if above else left
-            behind = jnp.maximum(at - reach, 0)
-            own, other = (memory.laws[rows, p % ring] for p in (at, behind))
+        """Guesses for the tokens from `length` on: before `known` from their laws, then, each by
+        its nearest known neighbour to the left or above, as `init` says."""
+        rows, at = places(length)
+        laws = memory.laws[rows, at % ring]
+        own, last = at < known[:, None], length[:, None] - 1
+        if above:
+            unknown = at - jnp.maximum(length, known)[:, None] + 1
+            source = at + columns * (-unknown // columns)
+            source = jnp.where(source < 0, at % columns, source)
+            root = own | (source == at)
+        else:
+            root = own | ((at % columns if columns else at) == 0)
+            source = jax.lax.cummax(jnp.where(root, at, last), axis=1)
+        root = jnp.ones_like(root) if init == "random" else root
+        drawn_from = jnp.where(own[..., None], laws, uniform[None, None])
+        guesses = categorical(stream(key, "root"), jnp.log(drawn_from))
+        if init != "random":
+            inside = source - length[:, None]  # below 0 among the committed tokens
+            here = jnp.maximum(inside, 0)
             if init.startswith("repeat"):
-                other = jax.nn.one_hot(memory.tokens[rows, behind], vocab)
-            elif init == "random":
-                has = jnp.zeros_like(has)
-            law = jnp.where(has[:, None], other, uniform[None])
-            law = jnp.where((at < known)[:, None], own, law)
-            guess = jax.random.categorical(stream(key, j), jnp.log(law)).astype(jnp.int32)
-            return Window(
-                memory.tokens.at[rows, at].set(guess), memory.laws.at[rows, at % ring].set(law)
-            ), None
-
-        return jax.lax.scan(put, memory, jnp.arange(window))[0]
+                copied = jnp.where(
+                    inside < 0, memory.tokens[rows, jnp.maximum(source, 0)], guesses[rows, here]
+                )
+                other = jax.nn.one_hot(copied, vocab)
+            else:
+                before = memory.laws[rows, jnp.maximum(source, 0) % ring]
+                other = jnp.where((inside < 0)[..., None], before, drawn_from[rows, here])
+                copied = categorical(stream(key, "other"), jnp.log(other))
+            guesses = jnp.where(root, guesses, copied)
+            drawn_from = jnp.where(root[..., None], drawn_from, other)
+        return Window(
+            memory.tokens.at[rows, at].set(guesses), memory.laws.at[rows, at % ring].set(drawn_from)
+        )
 
     def places(length):
         return jnp.arange(len(length))[:, None], length[:, None] + jnp.arange(window)[None]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from nexttok.causal import Causal, chain
 from nexttok.config import check
-from nexttok.rng import stream
+from nexttok.rng import categorical, stream
 from nexttok.samplers.speculative import Drafter, Outcome
 from nexttok.samplers.verify import Draft
 
@@ -133,7 +133,7 @@ def from_model(
             state, token, going = carry
             logits, _, state = model.score(token[:, None], None, length + i, state)
             law = jax.nn.softmax(warp(logits[:, 0]).astype(jnp.float32), axis=-1)
-            new = jax.random.categorical(stream(key, "token", i), jnp.log(law)).astype(jnp.int32)
+            new = categorical(stream(key, "token", i), jnp.log(law))
             further = going & control.goes_on(known, law, stream(key, "further", i))
             return (state, new, further), (new, law, going)
 
