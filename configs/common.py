@@ -62,6 +62,7 @@ def base() -> ConfigDict:
                 neighbours=0,  # jacobi: so many similar codes at most, 0 for 1,000
                 layers=(),  # self_speculative: layers that guess, () for every other one
                 control="",  # self_speculative: number of guesses: "" fixed | threshold | thompson
+                adaptive=False,  # zipar: a row waits until its first token no longer changes
                 orders=0,  # lpd: orders in the pool, 0 for 64
                 solver_steps=(),  # disa: of the first and the last step; () for its own
                 anneal="",  # disa: how they fall, "" for linear

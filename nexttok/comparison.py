@@ -37,13 +37,18 @@ def variant(exp: Experiment, text: str) -> Experiment:
         key, _, value = option.partition("=")
         fits = key in READS.get(name, ())
         check(fits, "sampler", option, " | ".join(READS.get(name, ())) or "no option")
-        like = OFF[key]
         try:
-            found = tuple(map(int, value.split("-"))) if like == () else type(like)(value)
-        except ValueError:
-            check(False, f"sampler.{key}", value, "a number, two as 50-5, or a word")
+            found = _parse(value, OFF[key])
+        except (KeyError, ValueError):
+            check(False, f"sampler.{key}", value, "a number, two as 50-5, true, false or a word")
         config.sampler[key] = found
     return resolve(config)
+
+
+def _parse(text, like):
+    if isinstance(like, bool):
+        return {"true": True, "false": False}[text]
+    return tuple(map(int, text.split("-"))) if like == () else type(like)(text)
 
 
 def fitting(exp: Experiment) -> list[str]:

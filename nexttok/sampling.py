@@ -12,6 +12,7 @@ from nexttok import generator
 from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
+from nexttok.samplers.adaptive import adaptive_zipar
 from nexttok.samplers.drafts.jacobi import jacobi
 from nexttok.samplers.drafts.model import from_model
 from nexttok.samplers.executor import generate
@@ -110,7 +111,10 @@ def _causal_sampler(exp):
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         del given
         model = generator.causal(gen, params["generator"], label, plan, scale)
-        if choice.name == "zipar":
+        if choice.name == "zipar" and choice.adaptive:
+            grid, least = gen.spec.grid, choice.width(gen.spec.grid)
+            tokens, stats = adaptive_zipar(model, grid, least, warp, len(label), key)
+        elif choice.name == "zipar":
             tokens, stats = zipar(model, choice.wavefront(gen.spec.grid), warp, len(label), key)
         elif choice.name == "self_speculative":
             layers = choice.guessing(gen.backbone.depth)

@@ -14,7 +14,7 @@ READS = {
     "plan": (),
     "jacobi": ("window", "init", "relax", "relative", "neighbours"),
     "self_speculative": ("window", "layers", "control"),
-    "zipar": ("window",),
+    "zipar": ("window", "adaptive"),
     "lpd": ("orders",),
     "disa": ("solver_steps", "anneal"),
     "recap": ("whole", "local"),
@@ -23,8 +23,8 @@ READS = {
 CAUSAL = ("jacobi", "self_speculative", "zipar")  # they see the generator as a causal model
 OFF = {
     "window": 0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0, "layers": (),
-    "control": "", "orders": 0, "solver_steps": (), "anneal": "", "whole": 0, "local": 0,
-    "threshold": 0.0, "factor": 0.0,
+    "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal": "", "whole": 0,
+    "local": 0, "threshold": 0.0, "factor": 0.0,
 }  # fmt: skip
 CONTROLS = {"": drafts.fixed, "threshold": drafts.threshold, "thompson": drafts.thompson}
 
@@ -61,7 +61,8 @@ class SamplerConfig:
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
         self_speculative, zipar, parallel.
       window: guesses of a call (own: 15 of jacobi, 4 of self_speculative); zipar: by how many
-        columns a row is behind the one above it (own: a third of them).
+        columns a row is behind the one above it (own: a third of them), at least so if adaptive
+        (adaptive.py).
       init: jacobi: what a guess starts as (drafts/jacobi.py; own: random).
       relax, relative, neighbours: jacobi: budget of LANTERN and whether it is relative, and how
         many codes are looked at (lantern.py; own: 1,000).
@@ -83,6 +84,7 @@ class SamplerConfig:
     neighbours: int
     layers: tuple[int, ...]
     control: str
+    adaptive: bool
     orders: int
     solver_steps: tuple[int, ...]
     anneal: str
@@ -163,8 +165,11 @@ class SamplerConfig:
 
     def wavefront(self, grid: tuple[int, ...]) -> Wavefront:
         """The calls of zipar on a grid."""
-        rows, columns = grid
-        return wavefront(rows, columns, self.window or max(columns // 3, 1))
+        return wavefront(*grid, self.width(grid))
+
+    def width(self, grid: tuple[int, ...]) -> int:
+        """The window of zipar on a grid."""
+        return self.window or max(grid[1] // 3, 1)
 
     def controlled(self) -> drafts.Control:
         """How many guesses self_speculative makes."""

@@ -10,6 +10,7 @@ import pytest
 from nexttok.config import ConfigError
 from nexttok.rng import categorical, stream
 from nexttok.samplers import exactness
+from nexttok.samplers.adaptive import adaptive_zipar
 from nexttok.samplers.logits import warper
 from nexttok.samplers.zipar import wavefront, zipar
 
@@ -84,6 +85,36 @@ def test_a_window_of_all_columns_is_one_token_a_call():
         logits, _, state = model.score(given, None, at, state)
         tokens = tokens.at[:, i].set(categorical(stream(key, "sample", i), PLAIN(logits))[:, 0])
     np.testing.assert_array_equal(found, tokens[:, :6])
+
+
+def adaptive(table, least, count=COUNT):
+    run = jax.jit(
+        lambda key: adaptive_zipar(exactness.causal(table), (2, 3), least, PLAIN, count, key)
+    )
+    return jax.tree.map(np.asarray, run(jax.random.key(1)))
+
+
+@pytest.mark.parametrize(("reach", "least"), [(0, 1), (1, 2), (2, 3)])
+def test_a_wide_enough_window_is_kept_at_once(reach, least):
+    table = local_table(2, 3, reach)
+    strings, stats = adaptive(table, least)
+    probs = exactness.joint(table, PLAIN)
+    assert exactness.total_variation(strings, probs) < exactness.bound(probs, COUNT)
+    np.testing.assert_array_equal(stats["rounds"], 3 + least)
+
+
+def test_a_window_that_is_too_small_widens_by_itself():
+    table = exactness.make_table(jax.random.key(6), 2, 6)
+    probs = exactness.joint(table, PLAIN)
+    run = jax.jit(lambda key: zipar(exactness.causal(table), wavefront(2, 3, 1), PLAIN, COUNT, key))
+    fixed = exactness.total_variation(run(jax.random.key(1))[0], probs)
+    strings, stats = adaptive(table, 1)
+    assert exactness.total_variation(strings, probs) < 0.7 * fixed
+    assert stats["rounds"].min() == 4  # as the fixed window
+    assert stats["rounds"].max() == stats["network_calls"] == 6  # one token a call
+    strings, stats = adaptive(table, 3)  # all tokens above
+    assert exactness.total_variation(strings, probs) < exactness.bound(probs, COUNT)
+    np.testing.assert_array_equal(stats["rounds"], 6)
 
 
 @pytest.mark.parametrize("window", [0, 4])
