@@ -57,19 +57,22 @@ def base() -> ConfigDict:
                 name="plan",
                 window=0,  # guesses of a call; zipar: columns between rows; 0 for its own
                 init="",  # jacobi: what a guess starts as, "" for random
-                relax=0.0,  # jacobi: mass of similar codes that counts for a guess; 0 is exact
-                relative=False,  # jacobi: ... relative to the guess's own
-                neighbours=0,  # jacobi: so many similar codes at most, 0 for 1,000
-                layers=(),  # self_speculative: layers that guess, () for every other one
-                control="",  # self_speculative: number of guesses: "" fixed | threshold | thompson
+                # self_speculative: layers that guess, () for every other one; number of guesses:
+                # "" fixed | threshold | thompson; mass of similar codes that counts for a guess,
+                # 0 is exact, whether it is relative to the guess's own, codes looked at (0: 1,000)
+                layers=(),
+                control="",
+                relax=0.0,
+                relative=False,
+                neighbours=0,
                 adaptive=False,  # zipar: a row waits until its first token no longer changes
                 orders=0,  # lpd: orders in the pool, 0 for 64
                 solver_steps=(),  # disa: of the first and the last step; () for its own
                 anneal="",  # disa: how they fall, "" for linear
                 whole=0,  # recap: steps in front that stay alone
+                local=0,  # recap: steps after each later one that compute less, 0 for 1
                 threshold=0.0,  # parallel: probability from which tokens are revealed, 0 for 0.9
                 factor=0.0,  # parallel: instead, the n surest while (n + 1) (1 - p) is below it
-                local=0,  # recap: steps after each later one that compute less, 0 for 1
             ),
             profile=dict(steps=""),  # a:b traces steps a + 1 .. b of every stage; "" none
             eval=dict(

@@ -121,12 +121,12 @@ def _causal_sampler(exp):
             few, theirs = generator.shallow(gen, params["generator"], layers)
             few = generator.causal(few, theirs, label, plan, scale)
             drafter = from_model(few, warp, choice.window or 4, choice.controlled())
-            tokens, stats = speculate(model, drafter, warp, len(label), key)
+            relax = similar(params["tokenizer"]) if choice.relax else None
+            tokens, stats = speculate(model, drafter, warp, len(label), key, relax)
         else:
             columns = gen.spec.grid[1] if len(gen.spec.grid) == 2 else 0
             drafter = jacobi(n, vocab, choice.window or 15, choice.init or "random", columns)
-            relax = similar(params["tokenizer"]) if choice.relax else None
-            tokens, stats = speculate(model, drafter, warp, len(label), key, relax)
+            tokens, stats = speculate(model, drafter, warp, len(label), key)
         return jnp.take(tokens, jnp.argsort(jnp.asarray(plan.order)), axis=1), stats
 
     return sample

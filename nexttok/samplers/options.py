@@ -12,8 +12,8 @@ from nexttok.samplers.zipar import Wavefront, wavefront
 # the options that each sampler reads; "plan" is the executor
 READS = {
     "plan": (),
-    "jacobi": ("window", "init", "relax", "relative", "neighbours"),
-    "self_speculative": ("window", "layers", "control"),
+    "jacobi": ("window", "init"),
+    "self_speculative": ("window", "layers", "control", "relax", "relative", "neighbours"),
     "zipar": ("window", "adaptive"),
     "lpd": ("orders",),
     "disa": ("solver_steps", "anneal"),
@@ -64,10 +64,10 @@ class SamplerConfig:
         columns a row is behind the one above it (own: a third of them), at least so if adaptive
         (adaptive.py).
       init: jacobi: what a guess starts as (drafts/jacobi.py; own: random).
-      relax, relative, neighbours: jacobi: budget of LANTERN and whether it is relative, and how
-        many codes are looked at (lantern.py; own: 1,000).
       layers: self_speculative: the layers that guess (own: every other one, the first included).
       control: self_speculative: how many guesses there are (drafts/model.py; own: always all).
+      relax, relative, neighbours: self_speculative: budget of LANTERN and whether it is relative,
+        and how many codes are looked at (lantern.py; own: 1,000).
       orders: lpd: size of the pool (own: 64).
       solver_steps: disa: of the first and of the last step (own: a half and a twentieth of the
         head's, as its paper); anneal: how they fall (annealing.py; own: linear).

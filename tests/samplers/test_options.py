@@ -52,6 +52,7 @@ def test_greedy_jacobi_is_greedy_raster(init, guidance):
     assert stats["rounds"].max() == stats["network_calls"] <= 16
 
 
+SELF = "self_speculative"
 BAD = {
     "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | zipar"),
     "unread": (llamagen, dict(init="random"), "sampler.init = 'random': expected '', as sampl"),
@@ -63,12 +64,12 @@ BAD = {
     "solver": (llamagen, dict(name="disa"), "another, as the head draws in a single step"),
     "shape": (mar, dict(name="disa", anneal="sudden"), "linear | cosine | two_stage"),
     "numbers": (mar, dict(name="disa", solver_steps=(50,)), "two numbers of 2 .. 1000"),
-    "layers": (llamagen, dict(name="self_speculative", layers=(1, 9)), "rising numbers of 0 .. 0"),
+    "layers": (llamagen, dict(name=SELF, layers=(1, 9)), "rising numbers of 0 .. 0"),
     "order": (mar, dict(name="lpd"), None),
     "free": (maskgit, dict(name="lpd"), "another, as the plan's order is not random"),
-    "lost": (llamagen, dict(name="jacobi", relative=True), "sampler.relax = 0.0: expected above 0"),
-    "codes": (flextok, dict(name="jacobi", relax=0.1), "0, as these tokens are not codes of a"),
-    "many": (llamagen, dict(name="jacobi", relax=0.1, neighbours=256), "0 .. 255"),
+    "lost": (llamagen, dict(name=SELF, relative=True), "sampler.relax = 0.0: expected above 0"),
+    "codes": (flextok, dict(name=SELF, relax=0.1), "0, as these tokens are not codes of a"),
+    "many": (llamagen, dict(name=SELF, relax=0.1, neighbours=256), "0 .. 255"),
     "context": (llamagen, dict(name="recap"), "another, as the context is not mask"),
     "steps": (mar, dict(name="recap", whole=9), "sampler.whole = 9: expected 0 .. 8 steps"),
     "mask": (maskgit, dict(name="jacobi"), "another, as context mask does not draw one"),
@@ -91,8 +92,9 @@ def test_drafts_of_all_layers_are_all_accepted():
 
 
 def test_similar_codes_count_for_a_guess():
-    _, exact = drawn(name="jacobi", window=3)
-    _, stats = drawn(name="jacobi", window=3, relax=0.5, neighbours=200)
+    options = dict(depth=2, name="self_speculative", window=3, layers=(0,))
+    _, exact = drawn(**options)
+    _, stats = drawn(**options, relax=0.5, neighbours=200)
     assert stats["accepted"].sum() > exact["accepted"].sum()
 
 
