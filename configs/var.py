@@ -36,7 +36,8 @@ def get_config(variant="digits"):
     config.generator = generator(width=128, depth=4, head_dim=32)
     config.generator.backbone.dropout = 0.1
     common.digits(config)
-    config.train.generator.update(steps=900, optimizer="muon", learning_rate=3e-3)
+    config.train.tokenizer.steps = 850
+    config.train.generator.update(steps=750, optimizer="muon", learning_rate=3e-3)
     config.sample.update(guidance=2.0, guidance_shape="linear", guidance_clock="step")
     if variant == "tiny":
         common.tiny(config)
