@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nexttok import generator, plans, tokenizers
+from nexttok import generator, plans, tokenizers, views
 from nexttok.bottlenecks.vq import VQ
 from nexttok.config import build, check, check_keys, check_unread, part
 from nexttok.data.loader import DataConfig
@@ -193,7 +193,7 @@ def resolve(config: ConfigDict) -> Experiment:
         plan = sampled_plan(sample, gen)
         sampler.check_fits(
             Asked(
-                gen.spec.grid, gen.spec.vocab, generator.causal_refusal(gen),
+                gen.spec.grid, gen.spec.vocab, views.causal_refusal(gen),
                 hasattr(gen.head, "steps"), config.generator.context.name == "mask", plan.sizes,
                 plan.kind, gen.backbone.depth,
                 isinstance(getattr(tokenizer, "bottleneck", None), VQ),

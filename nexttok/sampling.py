@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nexttok import generator
+from nexttok import views
 from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
@@ -110,7 +110,7 @@ def _causal_sampler(exp):
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         del given
-        model = generator.causal(gen, params["generator"], label, plan, scale)
+        model = views.causal(gen, params["generator"], label, plan, scale)
         if choice.name == "zipar" and choice.adaptive:
             grid, least = gen.spec.grid, choice.width(gen.spec.grid)
             tokens, stats = adaptive_zipar(model, grid, least, warp, len(label), key)
@@ -118,8 +118,8 @@ def _causal_sampler(exp):
             tokens, stats = zipar(model, choice.wavefront(gen.spec.grid), warp, len(label), key)
         elif choice.name == "self_speculative":
             layers = choice.guessing(gen.backbone.depth)
-            few, theirs = generator.shallow(gen, params["generator"], layers)
-            few = generator.causal(few, theirs, label, plan, scale)
+            few, theirs = views.shallow(gen, params["generator"], layers)
+            few = views.causal(few, theirs, label, plan, scale)
             drafter = from_model(few, warp, choice.window or 4, choice.controlled())
             relax = similar(params["tokenizer"]) if choice.relax else None
             tokens, stats = speculate(model, drafter, warp, len(label), key, relax)
@@ -140,7 +140,7 @@ def _parallel_sampler(exp):
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         del given
-        model = generator.masked(gen, params["generator"], label, plan, scale)
+        model = views.masked(gen, params["generator"], label, plan, scale)
         limits = choice.threshold or 0.9, choice.factor
         return reveal(model, exp.sample.warp, len(label), key, *limits)
 

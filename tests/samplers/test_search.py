@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nexttok import generator
+from nexttok import views
 from nexttok.config import ConfigError
 from nexttok.samplers import exactness
 from nexttok.samplers.logits import warper
@@ -77,9 +77,9 @@ def test_beams_of_a_generator_are_its_likeliest_strings(guided):
     short = gen.plan.prefix(3) if gen.spec.nested else gen.plan
     scale = (lambda at: jnp.asarray(1.5)) if guided else None
     rows = jnp.repeat(label, 6)
-    model = generator.causal(gen, params, rows, short, scale)
+    model = views.causal(gen, params, rows, short, scale)
     strings, log_prob = jax.jit(lambda: beams(model, PLAIN, 2, 6))()
-    one = generator.causal(gen, params, rows, short, scale)
+    one = views.causal(gen, params, rows, short, scale)
     given = jnp.pad(strings.reshape(12, -1), ((0, 0), (1, 0)))[:, :-1]
     logits, _, _ = one.score(given, None, jnp.zeros(12, jnp.int32), one.start(12, given.shape[1]))
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), strings.reshape(12, -1)[..., None], -1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nexttok import generator
+from nexttok import views
 from nexttok.causal import ancestry
 from nexttok.samplers.drafts.jacobi import jacobi
 from nexttok.samplers.exactness import bound, total_variation
@@ -30,7 +30,7 @@ def taught(name, tokens, label):
 
 def causal(name, scale=None, label=LABEL):
     gen = make(name)
-    return generator.causal(gen, params_of(name), label, gen.plan, scale)
+    return views.causal(gen, params_of(name), label, gen.plan, scale)
 
 
 def some_tokens(name, batch=2):
@@ -129,7 +129,7 @@ def test_jacobi_draws_from_the_joint_of_a_generator():
 
     @jax.jit
     def run(key):
-        model = generator.causal(gen, params, labels, gen.plan)
+        model = views.causal(gen, params, labels, gen.plan)
         return speculate(model, jacobi(6, 2, 3, "repeat_above", 3), warp, count, key)
 
     strings, stats = run(jax.random.key(0))
@@ -142,6 +142,6 @@ def test_jacobi_draws_from_the_joint_of_a_generator():
     [("maskgit", "context mask"), ("givt", "head gmm"), ("nbp", "context block"), ("llamagen", "")],
 )
 def test_says_why_a_generator_is_not_causal(name, words):
-    found = generator.causal_refusal(make(name))
+    found = views.causal_refusal(make(name))
     assert words in found
     assert bool(words) == bool(found)

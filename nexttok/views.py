@@ -1,0 +1,127 @@
+"""Trained generators as samplers see them (causal.py)."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from nexttok.causal import Causal, Masked, ancestry
+from nexttok.generator import Generator
+from nexttok.heads import guidance
+from nexttok.nn.cache import move, ragged, take_rows
+from nexttok.nn.slots import class_slots
+from nexttok.plans import Plan
+from nexttok.steps import At
+
+
+def causal(
+    gen: Generator,
+    params: dict,
+    label: Int[Array, "B"],
+    plan: Plan,
+    scale: Callable[[At], Array] | None = None,
+) -> Causal:
+    """The generator as samplers of one token a step see it (causal.py).
+
+    Args:
+      gen: of discrete tokens, context shift and head categorical; see `causal_refusal`.
+      params, label, plan, scale: as of `Generator.step`; scale takes places [B, S] in At.
+    """
+    labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
+    weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
+
+    def net(slots, cache):
+        slots = slots if scale is None else slots.twice()
+        return gen.network.apply({"params": params["backbone"]}, slots, labels, cache)
+
+    def twice(x):
+        return x if scale is None else jnp.concatenate([x, x])
+
+    def start(batch, room):
+        rows = batch * (1 if scale is None else 2)
+        cache = gen.kind.init_cache(gen.backbone, rows, prefix + n + room, gen.dtype)
+        if prefix:
+            _, cache = net(class_slots(jnp.zeros((batch, 1), jnp.int32), prefix), cache)
+        return ragged(cache)
+
+    def score(tokens, parents, length, cache):
+        among, written = None, length
+        if length.ndim == 1:
+            written = length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        at = written
+        if parents is not None:
+            depth, among = ancestry(parents)
+            at = length[:, None] + depth
+        # what is left of a tree is of later steps than the slots that follow it
+        slots = gen.context.window(plan, tokens, at, prefix)
+        slots = slots.replace(steps=written, written=prefix + written, among=among)
+        hidden, cache = net(slots, cache)
+        if scale is None:
+            return gen.head.outputs(weights, hidden), hidden, cache
+        first = jnp.minimum(at, n - 1)
+        one = jnp.ones((), jnp.int32)
+        strength = scale(At(first, first, one, one, 1, 1, 0, n))
+        strength = strength if strength.ndim == 0 else strength[..., None]
+        logits = guidance.cfg(*jnp.split(gen.head.outputs(weights, hidden), 2), strength)
+        return logits, jnp.split(hidden, 2)[0], cache
+
+    def keep(cache, length, path):
+        target = length[:, None] + 1 + jnp.arange(path.shape[1])[None]
+        source = jnp.where(path < 0, target, length[:, None] + path)
+        return move(cache, prefix + twice(source), prefix + twice(target))
+
+    def select(cache, rows):
+        half = cache.keys.shape[1] // 2
+        rows = rows if scale is None else jnp.concatenate([rows, half + rows])
+        return take_rows(cache, rows)
+
+    return Causal(n, gen.spec.vocab, start, score, keep, select)
+
+
+def masked(
+    gen: Generator,
+    params: dict,
+    label: Int[Array, "B"],
+    plan: Plan,
+    scale: Callable[[At], Array] | None = None,
+) -> Masked:
+    """The generator, of context mask and head categorical, as samplers of their own order see it.
+
+    Arguments are those of `causal`; scale takes numbers of known tokens [B] in At.
+    """
+    labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
+    weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
+
+    def predict(tokens, hidden):
+        slots = gen.context.canvas(jnp.where(hidden, 0, tokens), hidden, prefix)
+        slots = slots if scale is None else slots.twice()
+        states = gen.network.apply({"params": params["backbone"]}, slots, labels)[0]
+        logits = gen.head.outputs(weights, states[:, prefix:])
+        if scale is None:
+            return logits
+        first, one = (~hidden).sum(1).astype(jnp.int32), jnp.ones((), jnp.int32)
+        strength = scale(At(first, first, one, one, 1, 1, 0, n))
+        strength = strength if strength.ndim == 0 else strength[:, None, None]
+        return guidance.cfg(*jnp.split(logits, 2), strength)
+
+    return Masked(n, gen.spec.vocab, predict)
+
+
+def shallow(gen: Generator, params: dict, layers: tuple[int, ...]) -> tuple[Generator, dict]:
+    """The generator of some of the layers of a decoder's trunk, with their parameters."""
+    few = dataclasses.replace(gen, backbone=dataclasses.replace(gen.backbone, depth=len(layers)))
+    backbone, trunk = params["backbone"], params["backbone"]["trunk"]
+    blocks = jax.tree.map(lambda x: x[jnp.asarray(layers)], trunk["blocks"])
+    return few, params | {"backbone": backbone | {"trunk": trunk | {"blocks": blocks}}}
+
+
+def causal_refusal(gen: Generator) -> str:
+    """Why a generator cannot be seen as causal, in the words that follow "as"; "" where it can."""
+    context, head = (type(x).__name__.lower() for x in (gen.context, gen.head))
+    if context != "shift":
+        return f"context {context} does not draw one token after another"
+    if gen.plan.given:
+        return "the plan gives steps"
+    return "" if head == "categorical" else f"head {head} draws continuous tokens"
