@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nexttok.samplers import exactness
-from nexttok.samplers.drafts import distinct
+from nexttok.samplers.drafts import distinct, ngram
 from nexttok.samplers.drafts.jacobi import INITS, jacobi
 from nexttok.samplers.drafts.model import from_model, thompson, threshold
 from nexttok.samplers.gumbel import conditioned
@@ -23,6 +23,8 @@ OTHER = exactness.make_table(jax.random.key(1), VOCAB, TOKENS)
 GUIDED = TABLE.guided(OTHER, 1.7)
 SMALL = exactness.causal(OTHER)
 PLAIN, WARPED, GREEDY = warper(1.0, 0, 0.0), warper(0.6, 2, 0.0), warper(0.0, 0, 0.0)
+SOME = np.random.default_rng(0).integers(0, VOCAB, (30, TOKENS))
+COUNTS = ngram.count(SOME, VOCAB, 2)
 
 # name: (table, warp, drafter of a warp)
 LOSSLESS = {
@@ -38,6 +40,8 @@ LOSSLESS = {
     "model_warped": (TABLE, WARPED, lambda warp: from_model(SMALL, warp, 2)),
     "model_of_another_warp": (TABLE, WARPED, lambda warp: from_model(SMALL, PLAIN, 2)),
     "model_guided": (GUIDED, PLAIN, lambda warp: from_model(SMALL, warp, 2)),
+    "ngram_1_1": (TABLE, PLAIN, lambda warp: ngram.ngram(COUNTS, VOCAB, (1, 1))),
+    "ngram_2_2": (GUIDED, WARPED, lambda warp: ngram.ngram(COUNTS, VOCAB, (2, 2))),
     "threshold": (TABLE, PLAIN, lambda warp: from_model(SMALL, warp, 3, threshold(most=3))),
     "thompson": (TABLE, PLAIN, lambda warp: from_model(SMALL, warp, 3, thompson())),
     "branching_2_2": (TABLE, PLAIN, lambda warp: distinct.branching(SMALL, warp, (2, 2))),
@@ -80,12 +84,20 @@ def test_rounds_are_at_most_tokens_and_rows_are_ragged(name):
     assert strings.max() < VOCAB
 
 
-@pytest.mark.parametrize("name", ["jacobi_random_1", "model_3", "branching_2_2", "beams_2_3"])
+@pytest.mark.parametrize("name", ["jacobi_random_1", "model_3", "ngram_1_1", "branching_2_2"])
 def test_greedy_decoding_is_that_of_one_token_a_call(name):
     strings, _ = drawn(name, GREEDY, 20)
     best = int(np.argmax(exactness.joint(TABLE, GREEDY)))
     expected = [best // VOCAB**i % VOCAB for i in reversed(range(TOKENS))]
     np.testing.assert_array_equal(strings, np.tile(expected, (20, 1)))
+
+
+def test_counts_are_those_of_the_strings():
+    strings = np.asarray([[0, 1, 2, 1], [0, 1, 2, 0], [2, 1, 0, 1], [0, 1, 1, 1]])
+    table = ngram.count(strings, 3, 2)
+    # of 0 1: 2 twice, 1 once; 1 0: 1; 1 1: 1; 1 2: 0 and 1; 2 1: 0
+    assert table.pairs.tolist() == [1, 3, 4, 5, 7]
+    assert table.successors.tolist() == [[2, 1], [1, -1], [1, -1], [0, 1], [0, -1]]
 
 
 def test_a_model_that_drafts_for_itself_is_always_accepted():
