@@ -16,7 +16,10 @@ COLUMNS = (
     "system", "sampler", "network calls", "others", "class agreement", "Fréchet distance",
     "images/s, batch 8", "speed-up",
 )  # fmt: skip
-OTHERS = {"head_calls": "head", "local_calls": "local", "accepted": "accepted"}
+OTHERS = {
+    "rounds": "a sample", "accepted": "guesses kept", "head_calls": "of the head",
+    "local_calls": "local",
+}  # fmt: skip
 
 
 def rows(workdir: str) -> list[list[str]]:
