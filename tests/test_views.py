@@ -38,8 +38,9 @@ def some_tokens(name, batch=2):
     return jax.random.randint(jax.random.key(4), (batch, n), 0, vocab)
 
 
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "guided"), [("flextok", True), ("llamagen", False), ("qk_norm_rms", True)]
+)
 def test_ragged_windows_equal_teacher_forcing(name, guided):
     tokens = some_tokens(name)
     expected = taught(name, tokens, LABEL)
@@ -68,7 +69,7 @@ def test_ragged_windows_equal_teacher_forcing(name, guided):
         held = held.at[:, 0].set(0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:2])
 def test_a_tree_equals_the_chains_it_holds_and_can_be_kept(name):
     model, vocab = causal(name), make(name).spec.vocab
     parents = jnp.asarray([[-1, 0, 0, 1, 2, 4], [-1, 0, 1, 1, 3, 2]], jnp.int32)

@@ -60,6 +60,8 @@ def test_the_same_number_throughout_is_the_base(name):
 def test_counts_what_it_spares(paper):
     config = paper.get_config("tiny")
     config.generator.head.steps = 10
+    if paper is mar:
+        config.generator.plan.steps = 4
     config.sampler.update(name="disa", solver_steps=(6, 2))
     exp = resolve(config)
     params = {"tokenizer": {}, "generator": redrawn(exp.generator)}

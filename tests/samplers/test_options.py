@@ -44,8 +44,9 @@ def test_zipar_takes_a_call_for_every_front():
     assert (tokens != drawn()[0]).any()
 
 
-@pytest.mark.parametrize("init", ["random", "repeat_left", "sample_above"])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("init", "guidance"), [("random", 1.0), ("repeat_left", 2.0), ("sample_above", 2.0)]
+)
 def test_greedy_jacobi_is_greedy_raster(init, guidance):
     tokens, stats = drawn(0.0, guidance, name="jacobi", window=5, init=init)
     np.testing.assert_array_equal(tokens, drawn(0.0, guidance)[0])
