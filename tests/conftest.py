@@ -1,7 +1,9 @@
 """Strict mode: warnings are errors (pyproject), promotions are refused, shapes are checked."""
 
 import atexit
+import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -18,6 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a thousand of 30 ms are 30 s
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # the hook finds its checker among the loaded modules
@@ -25,3 +28,15 @@ import tests.typecheck  # the hook finds its checker among the loaded modules
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("nexttok", f"{tests.typecheck.__name__}.check")
+
+MAPS = pathlib.Path("/proc/self/maps")
+MOST = 25_000  # of the 65,530 memory maps that Linux grants a process; a compiled program takes 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Frees the compiled programs of a long test run: beyond the last memory map XLA crashes."""
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST:
+        jax.clear_caches()
+        gc.collect()
