@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from nexttok.causal import Causal, Masked, ancestry
+from nexttok.contexts.mask import canvas
 from nexttok.generator import Generator
 from nexttok.heads import guidance
 from nexttok.nn.cache import move, ragged, take_rows
@@ -58,14 +59,8 @@ def causal(
         slots = gen.context.window(plan, tokens, at, prefix)
         slots = slots.replace(steps=written, written=prefix + written, among=among)
         hidden, cache = net(slots, cache)
-        if scale is None:
-            return gen.head.outputs(weights, hidden), hidden, cache
-        first = jnp.minimum(at, n - 1)
-        one = jnp.ones((), jnp.int32)
-        strength = scale(At(first, first, one, one, 1, 1, 0, n))
-        strength = strength if strength.ndim == 0 else strength[..., None]
-        logits = guidance.cfg(*jnp.split(gen.head.outputs(weights, hidden), 2), strength)
-        return logits, jnp.split(hidden, 2)[0], cache
+        logits = _guided(gen.head.outputs(weights, hidden), jnp.minimum(at, n - 1), n, scale)
+        return logits, hidden[: len(tokens)], cache
 
     def keep(cache, length, path):
         target = length[:, None] + 1 + jnp.arange(path.shape[1])[None]
@@ -95,18 +90,25 @@ def masked(
     weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
 
     def predict(tokens, hidden):
-        slots = gen.context.canvas(jnp.where(hidden, 0, tokens), hidden, prefix)
+        slots = canvas(jnp.where(hidden, 0, tokens), hidden, prefix)
         slots = slots if scale is None else slots.twice()
         states = gen.network.apply({"params": params["backbone"]}, slots, labels)[0]
-        logits = gen.head.outputs(weights, states[:, prefix:])
-        if scale is None:
-            return logits
-        first, one = (~hidden).sum(1).astype(jnp.int32), jnp.ones((), jnp.int32)
-        strength = scale(At(first, first, one, one, 1, 1, 0, n))
-        strength = strength if strength.ndim == 0 else strength[:, None, None]
-        return guidance.cfg(*jnp.split(logits, 2), strength)
+        known = (~hidden).sum(1).astype(jnp.int32)
+        return _guided(gen.head.outputs(weights, states[:, prefix:]), known, n, scale)
 
     return Masked(n, gen.spec.vocab, predict)
+
+
+def _guided(logits, known, n, scale):
+    """Logits [B, S, V] of a conditional and an unconditional half, guided as where `known` tokens
+    [B] or [B, S] of n are known; without a scale they are what they are."""
+    if scale is None:
+        return logits
+    one = jnp.ones((), jnp.int32)
+    strength = scale(At(known, known, one, one, 1, 1, 0, n))
+    if strength.ndim:
+        strength = strength.reshape(*strength.shape, *[1] * (logits.ndim - strength.ndim))
+    return guidance.cfg(*jnp.split(logits, 2), strength)
 
 
 def shallow(gen: Generator, params: dict, layers: tuple[int, ...]) -> tuple[Generator, dict]:

@@ -91,11 +91,6 @@ class Mask:
         body = canvas(given, hidden, prefix).replace(visible=visible)
         return Lesson(body, (prefix, 1), given, weight / weight.mean(axes, keepdims=True))
 
-    @staticmethod
-    def canvas(given: Array, hidden: Bool[Array, "B N"], prefix: int) -> Slots:
-        """Slots of all positions; see the function."""
-        return canvas(given, hidden, prefix)
-
     def step(self, plan: Plan, calls: Calls, prefix: int) -> Step:
         """One step: all positions are computed, those of the step are kept.
 

@@ -26,6 +26,7 @@ OFF = {
     "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal": "", "whole": 0,
     "local": 0, "threshold": 0.0, "factor": 0.0,
 }  # fmt: skip
+NUMBERS = tuple(name for name, off in OFF.items() if type(off) in (int, float))
 CONTROLS = {"": drafts.fixed, "threshold": drafts.threshold, "thompson": drafts.thompson}
 
 
@@ -96,16 +97,7 @@ class SamplerConfig:
     def __post_init__(self):
         check(self.name in READS, "sampler.name", self.name, " | ".join(READS))
         check_unread(self, OFF, READS[self.name], "sampler", f"sampler {self.name}")
-        for name in (
-            "window",
-            "relax",
-            "neighbours",
-            "orders",
-            "whole",
-            "local",
-            "threshold",
-            "factor",
-        ):
+        for name in NUMBERS:
             value = getattr(self, name)
             check(value >= 0, f"sampler.{name}", value, "at least 0")
         for name, words in (("init", INITS), ("anneal", SHAPES), ("control", (*CONTROLS,)[1:])):
