@@ -44,6 +44,10 @@ def base() -> ConfigDict:
                 guidance_shape="constant",  # constant | linear | cosine | power
                 guidance_power=1.0,  # exponent of the last two
                 guidance_clock="step",  # s follows: step | before | after | masked (see schedules)
+                # instead of guidance (1): log p - log p without the class, of tokens that are at
+                # least so many times as likely as the k-th (0 for the first); 0 for guidance
+                contrast=0.0,
+                contrast_k=0,
                 certainty="",  # by which they choose: "" drawn token's | top | margin | entropy
                 confidence=0.0,  # Gumbel noise of plans by confidence, annealed to 0
                 steps=0,  # steps of a scheduled plan; 0 for the trained plan's own
@@ -53,7 +57,8 @@ def base() -> ConfigDict:
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
             sampler=dict(
-                # plan | jacobi | self_speculative | zipar | lpd | disa | recap | parallel
+                # plan | jacobi | self_speculative | zipar | lpd | disa | recap | parallel |
+                # tts_var | beam | diverse_beam | stochastic_beam | contrastive_search
                 name="plan",
                 window=0,  # guesses of a call; zipar: columns between rows; 0 for its own
                 init="",  # jacobi: what a guess starts as, "" for random
@@ -73,6 +78,20 @@ def base() -> ConfigDict:
                 local=0,  # recap: steps after each later one that compute less, 0 for 1
                 threshold=0.0,  # parallel: probability from which tokens are revealed, 0 for 0.9
                 factor=0.0,  # parallel: instead, the n surest while (n + 1) (1 - p) is below it
+                # tts_var: particles at each scale, () for the paper's; scales in front after which
+                # those differ that go on, 0 for half; by "" pca | pooled | class | none; reward
+                # "" class | certainty; "" value | diff | max | sum | none of it, times 0: 10
+                particles=(),
+                early=0,
+                features="",
+                reward="",
+                potential="",
+                strength=0.0,
+                beams=0,  # searches: strings, 0 for 4
+                groups=0,  # diverse_beam: 0 for one a beam
+                penalty=0.0,  # diverse_beam: of a token that an earlier group has taken, 0 for 0.5
+                candidates=0,  # contrastive_search: likeliest tokens, 0 for 5
+                alpha=0.0,  # contrastive_search: weight of unlikeness, 0 for 0.6
             ),
             profile=dict(steps=""),  # a:b traces steps a + 1 .. b of every stage; "" none
             eval=dict(

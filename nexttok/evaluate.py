@@ -24,6 +24,7 @@ from nexttok.tokens import Tokens
 
 SHOWN_CLASSES = 20  # in pictures
 COMPARED = 5000  # samples, and training images, of the memorization figure
+REWARDING = 1000  # on the seed of the classifier that rewards while sampling: not what measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +89,11 @@ class Models:
 
         n is `config.sample.tokens`, or all of them when it is 0.
         """
-        sample = sampling.sampler(self.experiment)
-        return lambda label, given, key: sample(self.params, label, key, given)
+        sample, params = sampling.sampler(self.experiment), self.params
+        if self.experiment.sampler.judged:
+            test = held_out(self.experiment, self.experiment.eval.images)
+            params = params | {"judge": judge(self.experiment, test, REWARDING).params}
+        return lambda label, given, key: sample(params, label, key, given)
 
     @functools.cached_property
     def sample(self):
@@ -217,19 +221,19 @@ def likelihood(models: Models, images: np.ndarray, labels: np.ndarray) -> dict:
     return {"bits_per_token": bits, "bits_per_image": bits * n}
 
 
-def judge(experiment: Experiment, test: dict[str, np.ndarray]):
-    """The classifier of the real data in whose features and labels samples are judged.
+def judge(experiment: Experiment, test: dict[str, np.ndarray], other: int = 0):
+    """The classifier of the real data in whose features and labels samples are judged; `other` is
+    added to the seed for another one.
 
     It learns from the first and last frames of videos, and judges by all of them.
     """
-    cfg = experiment.data
+    cfg, seed = experiment.data, experiment.config.seed + other
     size, part = (48, np.s_[:, :: cfg.frames - 1]) if cfg.frames > 1 else (128, np.s_[:])
-    batches = make_loader(cfg, "train", size, experiment.config.seed + 1)
+    batches = make_loader(cfg, "train", size, seed + 1)
     try:
         return train_classifier(
             ({**batch, "image": batch["image"][part]} for batch in batches),
-            test["image"], test["label"], cfg.num_classes,
-            experiment.eval.classifier_steps, experiment.config.seed,
+            test["image"], test["label"], cfg.num_classes, experiment.eval.classifier_steps, seed,
         )  # fmt: skip
     finally:
         batches.close()

@@ -16,6 +16,7 @@ from nexttok.mesh import MeshConfig
 from nexttok.nn import features as providers
 from nexttok.optim import StageConfig, make_optimizer
 from nexttok.profiling import ProfileConfig
+from nexttok.samplers.control import contrastive
 from nexttok.samplers.logits import warper
 from nexttok.samplers.options import Asked, SamplerConfig
 from nexttok.samplers.schedules import Guidance
@@ -32,7 +33,7 @@ TRAINING_ONLY = ("discriminator", "lecam", "projector")
 # options of `config.sample` that only some plans and heads read, and what turns them off
 SAMPLE_OFF = {
     "steps": 0, "confidence": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 0.0, "typical": 0.0,
-    "entropy_top_k": (), "certainty": "",
+    "entropy_top_k": (), "certainty": "", "contrast": 0.0, "contrast_k": 0,
 }  # fmt: skip
 
 
@@ -53,6 +54,8 @@ class SampleConfig:
     guidance_shape: str
     guidance_power: float
     guidance_clock: str
+    contrast: float
+    contrast_k: int
     confidence: float
     steps: int
     given: int
@@ -65,13 +68,20 @@ class SampleConfig:
         """How strongly each step is guided."""
         return Guidance(
             self.guidance, self.guidance_start, self.guidance_shape, self.guidance_power,
-            self.guidance_clock,
+            self.guidance_clock, self.contrast,
         )  # fmt: skip
+
+    @property
+    def mix(self) -> Callable | None:
+        """Logits with and without the class -> logits, in place of guidance."""
+        if not self.contrast:
+            return None
+        return lambda cond, other: contrastive(cond, other, self.contrast, self.contrast_k or 1)
 
     @property
     def draw(self) -> Draw:
         """How a head draws."""
-        return Draw(self.warp, self.temperature, certainty=self.certainty)
+        return Draw(self.warp, self.temperature, certainty=self.certainty, mix=self.mix)
 
     @property
     def warp(self) -> Callable:
@@ -86,6 +96,8 @@ class SampleConfig:
         both = bool(self.source) == bool(self.mask)
         check(both, "sample.mask", self.mask, "a picture beside sample.source, or '' without one")
         _ = self.strength
+        read = self.contrast_k == 0 or (self.contrast_k > 0 and self.contrast > 0)
+        check(read, "sample.contrast_k", self.contrast_k, "at least 1 with sample.contrast, else 0")
         check(self.per_class >= 1, "sample.per_class", self.per_class, "at least 1")
         check(self.tokens >= 0, "sample.tokens", self.tokens, "at least 0 (0 for all)")
         _ = self.warp
@@ -197,6 +209,7 @@ def resolve(config: ConfigDict) -> Experiment:
                 hasattr(gen.head, "steps"), config.generator.context.name == "mask", plan.sizes,
                 plan.kind, gen.backbone.depth,
                 isinstance(getattr(tokenizer, "bottleneck", None), VQ),
+                config.generator.context.name == "upsample",
             )
         )  # fmt: skip
     return Experiment(
@@ -247,8 +260,11 @@ def check_sampling(sample: SampleConfig, gen: generator.Generator, plan: str, he
     chosen = not sample.certainty or gen.plan.kind == "confidence"
     check(chosen, "sample.certainty", sample.certainty, f"'', as plan {plan} does not read it")
     unguided = sample.strength.off or gen.class_dropout > 0
-    check(unguided, "sample.guidance", sample.guidance,
-          "1, as nothing is trained without a class (generator.class_dropout = 0)")  # fmt: skip
+    field, off = ("contrast", 0) if sample.contrast else ("guidance", 1)
+    allowed = f"{off}, as nothing is trained without a class (generator.class_dropout = 0)"
+    check(unguided, f"sample.{field}", getattr(sample, field), allowed)
+    check(sample.contrast_k <= max(spec.vocab, 1), "sample.contrast_k", sample.contrast_k,
+          f"0 .. {spec.vocab}")  # fmt: skip
 
 
 def sampled_plan(sample: SampleConfig, gen: generator.Generator) -> plans.Plan:

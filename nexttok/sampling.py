@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nexttok import views
+from nexttok import searches, views
 from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
@@ -18,7 +18,7 @@ from nexttok.samplers.drafts.model import from_model
 from nexttok.samplers.executor import generate
 from nexttok.samplers.lantern import lantern, nearest_codes
 from nexttok.samplers.locality import locality_orders
-from nexttok.samplers.options import CAUSAL
+from nexttok.samplers.options import CAUSAL, SEARCHES
 from nexttok.samplers.parallel import reveal
 from nexttok.samplers.speculative import speculate
 from nexttok.samplers.zipar import zipar
@@ -39,8 +39,12 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     """
     gen, cfg, plan = exp.generator, exp.sample, exp.plan
     name = exp.sampler.name
-    if name in (*CAUSAL, "lpd", "parallel"):
+    if name in (*CAUSAL, *SEARCHES, "lpd", "parallel", "tts_var"):
         check(known is None, "sampler.name", name, "plan to edit an image")
+    if name in SEARCHES:
+        return searches.strings(exp)
+    if name == "tts_var":
+        return searches.tts_var(exp)
     if name in CAUSAL:
         return _causal_sampler(exp)
     if name == "parallel":
@@ -110,7 +114,7 @@ def _causal_sampler(exp):
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         del given
-        model = views.causal(gen, params["generator"], label, plan, scale)
+        model = views.causal(gen, params["generator"], label, plan, scale, exp.sample.mix)
         if choice.name == "zipar" and choice.adaptive:
             grid, least = gen.spec.grid, choice.width(gen.spec.grid)
             tokens, stats = adaptive_zipar(model, grid, least, warp, len(label), key)
@@ -119,7 +123,7 @@ def _causal_sampler(exp):
         elif choice.name == "self_speculative":
             layers = choice.guessing(gen.backbone.depth)
             few, theirs = views.shallow(gen, params["generator"], layers)
-            few = views.causal(few, theirs, label, plan, scale)
+            few = views.causal(few, theirs, label, plan, scale, exp.sample.mix)
             drafter = from_model(few, warp, choice.window or 4, choice.controlled())
             relax = similar(params["tokenizer"]) if choice.relax else None
             tokens, stats = speculate(model, drafter, warp, len(label), key, relax)
@@ -140,7 +144,7 @@ def _parallel_sampler(exp):
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         del given
-        model = views.masked(gen, params["generator"], label, plan, scale)
+        model = views.masked(gen, params["generator"], label, plan, scale, exp.sample.mix)
         limits = choice.threshold or 0.9, choice.factor
         return reveal(model, exp.sample.warp, len(label), key, *limits)
 

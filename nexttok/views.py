@@ -11,7 +11,7 @@ from nexttok.causal import Causal, Masked, ancestry
 from nexttok.contexts.mask import canvas
 from nexttok.generator import Generator
 from nexttok.heads import guidance
-from nexttok.nn.cache import move, ragged, take_rows
+from nexttok.nn.cache import Cache, move, ragged, take_rows
 from nexttok.nn.slots import class_slots
 from nexttok.plans import Plan
 from nexttok.steps import At
@@ -23,12 +23,14 @@ def causal(
     label: Int[Array, "B"],
     plan: Plan,
     scale: Callable[[At], Array] | None = None,
+    mix: Callable[[Array, Array], Array] | None = None,
 ) -> Causal:
     """The generator as samplers of one token a step see it (causal.py).
 
     Args:
       gen: of discrete tokens, context shift and head categorical; see `causal_refusal`.
       params, label, plan, scale: as of `Generator.step`; scale takes places [B, S] in At.
+      mix: see heads/draw.py.
     """
     labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
     weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
@@ -59,7 +61,7 @@ def causal(
         slots = gen.context.window(plan, tokens, at, prefix)
         slots = slots.replace(steps=written, written=prefix + written, among=among)
         hidden, cache = net(slots, cache)
-        logits = _guided(gen.head.outputs(weights, hidden), jnp.minimum(at, n - 1), n, scale)
+        logits = _guided(gen.head.outputs(weights, hidden), jnp.minimum(at, n - 1), n, scale, mix)
         return logits, hidden[: len(tokens)], cache
 
     def keep(cache, length, path):
@@ -68,9 +70,7 @@ def causal(
         return move(cache, prefix + twice(source), prefix + twice(target))
 
     def select(cache, rows):
-        half = cache.keys.shape[1] // 2
-        rows = rows if scale is None else jnp.concatenate([rows, half + rows])
-        return take_rows(cache, rows)
+        return rows_of(cache, rows, scale is not None)
 
     return Causal(n, gen.spec.vocab, start, score, keep, select)
 
@@ -81,6 +81,7 @@ def masked(
     label: Int[Array, "B"],
     plan: Plan,
     scale: Callable[[At], Array] | None = None,
+    mix: Callable[[Array, Array], Array] | None = None,
 ) -> Masked:
     """The generator, of context mask and head categorical, as samplers of their own order see it.
 
@@ -94,21 +95,29 @@ def masked(
         slots = slots if scale is None else slots.twice()
         states = gen.network.apply({"params": params["backbone"]}, slots, labels)[0]
         known = (~hidden).sum(1).astype(jnp.int32)
-        return _guided(gen.head.outputs(weights, states[:, prefix:]), known, n, scale)
+        return _guided(gen.head.outputs(weights, states[:, prefix:]), known, n, scale, mix)
 
     return Masked(n, gen.spec.vocab, predict)
 
 
-def _guided(logits, known, n, scale):
-    """Logits [B, S, V] of a conditional and an unconditional half, guided as where `known` tokens
-    [B] or [B, S] of n are known; without a scale they are what they are."""
+def _guided(logits, known, n, scale, mix):
+    """Logits [B, S, V] of a conditional and an unconditional half, mixed, or guided as where
+    `known` tokens [B] or [B, S] of n are known; without a scale they are what they are."""
     if scale is None:
         return logits
+    if mix is not None:
+        return mix(*jnp.split(logits, 2))
     one = jnp.ones((), jnp.int32)
     strength = scale(At(known, known, one, one, 1, 1, 0, n))
     if strength.ndim:
         strength = strength.reshape(*strength.shape, *[1] * (logits.ndim - strength.ndim))
     return guidance.cfg(*jnp.split(logits, 2), strength)
+
+
+def rows_of(cache: Cache, rows: Int[Array, "b"], guided: bool) -> Cache:
+    """The cache of these samples, each of which has a second row in the other half if guided."""
+    half = cache.keys.shape[1] // 2
+    return take_rows(cache, jnp.concatenate([rows, half + rows]) if guided else rows)
 
 
 def shallow(gen: Generator, params: dict, layers: tuple[int, ...]) -> tuple[Generator, dict]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nexttok import flops, sampling, token_files, train
 from nexttok.config import check
+from nexttok.evals import classifier
 from nexttok.experiment import Experiment
 from nexttok.mesh import batch_sharding, replicated, use_mesh
 from nexttok.rng import abstract_key
@@ -85,6 +86,9 @@ def sampler(exp: Experiment, mesh) -> Program:
     batch = -(-exp.eval.batch_size // ways) * ways
     with use_mesh(mesh):
         params = {s: abstract_params(exp, s, mesh) for s in ("tokenizer", "generator")}
+    if exp.sampler.judged:
+        judge = classifier.shapes(exp.image_shape, exp.data.num_classes)
+        params["judge"] = jax.tree.map(lambda x: x.update(sharding=replicated(mesh)), judge)
     rows = batch_sharding(mesh)
     spec = exp.generator.spec
     kind = (jnp.int32, ()) if spec.vocab else (jnp.float32, (spec.channels,))

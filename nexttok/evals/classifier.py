@@ -106,6 +106,18 @@ class Classifier:
         return self._run(images, 0).argmax(-1)
 
 
+def network(num_classes: int) -> ConvNet:
+    """The network of data of so many classes; 1 for unlabelled data, whose quarter turns it tells:
+    class 0 is upright."""
+    return ConvNet(4 if num_classes == 1 else num_classes)
+
+
+def shapes(image_shape: tuple[int, ...], num_classes: int) -> Any:
+    """Shapes of its parameters."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(network(num_classes).init, jax.random.key(0), image)["params"]
+
+
 def quarter_turns(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
     """Rotates each square image, or all frames of a video, by turns * 90 degrees."""
     return np.stack([np.rot90(x, t, (-3, -2)) for x, t in zip(images, turns, strict=True)])
@@ -129,7 +141,7 @@ def train_classifier(
       seed: of initialization and dropout.
     """
     turning = num_classes == 1
-    net = ConvNet(4 if turning else num_classes)
+    net = network(num_classes)
     key = stream(jax.random.key(seed), "classifier")
     params = jax.jit(net.init)(key, jnp.zeros((1, *test_images.shape[1:])))["params"]
     optimizer = permissive(muon(optax.cosine_decay_schedule(3e-3, steps), 0.9, 0.95, 0.02))

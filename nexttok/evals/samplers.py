@@ -18,7 +18,7 @@ COLUMNS = (
 )  # fmt: skip
 OTHERS = {
     "rounds": "a sample", "accepted": "guesses kept", "head_calls": "of the head",
-    "local_calls": "local",
+    "local_calls": "local", "rows": "rows a sample", "judged": "judged",
 }  # fmt: skip
 
 

@@ -76,7 +76,10 @@ class Categorical:
     smoothing: float
     reserved: int
     likelihood = True
-    reads = ("temperature", "top_k", "top_p", "typical", "entropy_top_k", "certainty")
+    reads = (
+        "temperature", "top_k", "top_p", "typical", "entropy_top_k", "certainty", "contrast",
+        "contrast_k",
+    )  # fmt: skip
 
     def __post_init__(self):
         allowed = "gmm, diffusion or flow, as these tokens are continuous"
@@ -140,9 +143,9 @@ class Categorical:
         """
         if uncond is None:
             logits = self.outputs(params, cond)
-        elif self.tied:
+        elif self.tied or draw.mix is not None:
             every = self.outputs(params, cond), self.outputs(params, uncond)
-            logits = guidance.cfg(*every, scale)
+            logits = guidance.cfg(*every, scale) if draw.mix is None else draw.mix(*every)
         else:  # guided hidden states have guided logits where the head is an affine map
             cond, uncond = cond.astype(jnp.float32), uncond.astype(jnp.float32)
             logits = self.outputs(params, guidance.cfg(cond, uncond, scale))

@@ -19,6 +19,8 @@ class Draw:
       solver_steps: of a diffusion or flow head, for every step of a generation; () for its own.
       index: the step of the generation, which may be traced.
       certainty: of discrete tokens, by which plans by confidence choose (heads/categorical.py).
+      mix: of discrete tokens, logits of a conditional and an unconditional prediction -> logits, in
+        place of guidance; None for guidance.
     """
 
     warp: Callable[[Array], Array]
@@ -26,6 +28,7 @@ class Draw:
     solver_steps: tuple[int, ...] = ()
     index: Any = 0
     certainty: str = ""
+    mix: Callable[[Array, Array], Array] | None = None
 
     def at(self, index: Any) -> "Draw":
         """The options at a step of the generation."""

@@ -121,10 +121,9 @@ def ragged(cache: Cache) -> Cache:
 
 
 def take_rows(cache: Cache, rows: Int[Array, "b"]) -> Cache:
-    """The cache of these rows of the batch, whose steps are `ragged`."""
-    return cache.replace(
-        keys=cache.keys[:, rows], values=cache.values[:, rows], steps=cache.steps[rows]
-    )
+    """The cache of these rows of the batch."""
+    steps = cache.steps[rows] if cache.steps.ndim == 2 else cache.steps
+    return cache.replace(keys=cache.keys[:, rows], values=cache.values[:, rows], steps=steps)
 
 
 def move(cache: Cache, source: Int[Array, "B P"], target: Int[Array, "B P"]) -> Cache:

@@ -7,6 +7,7 @@ from nexttok.samplers.annealing import SHAPES, annealed
 from nexttok.samplers.drafts import model as drafts
 from nexttok.samplers.drafts.jacobi import INITS
 from nexttok.samplers.reuse import groups
+from nexttok.samplers.scaling import FEATURES, POTENTIALS, REWARDS, schedule
 from nexttok.samplers.zipar import Wavefront, wavefront
 
 # the options that each sampler reads; "plan" is the executor
@@ -19,14 +20,26 @@ READS = {
     "disa": ("solver_steps", "anneal"),
     "recap": ("whole", "local"),
     "parallel": ("threshold", "factor"),
+    "tts_var": ("particles", "early", "features", "reward", "potential", "strength"),
+    "beam": ("beams",),
+    "diverse_beam": ("beams", "groups", "penalty"),
+    "stochastic_beam": ("beams",),
+    "contrastive_search": ("candidates", "alpha"),
 }
 CAUSAL = ("jacobi", "self_speculative", "zipar")  # they see the generator as a causal model
+SEARCHES = ("beam", "diverse_beam", "stochastic_beam", "contrastive_search")  # and so do these
 OFF = {
     "window": 0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0, "layers": (),
     "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal": "", "whole": 0,
-    "local": 0, "threshold": 0.0, "factor": 0.0,
+    "local": 0, "threshold": 0.0, "factor": 0.0, "particles": (), "early": 0, "features": "",
+    "reward": "", "potential": "", "strength": 0.0, "beams": 0, "groups": 0, "penalty": 0.0,
+    "candidates": 0, "alpha": 0.0,
 }  # fmt: skip
 NUMBERS = tuple(name for name, off in OFF.items() if type(off) in (int, float))
+WORDS = {
+    "init": INITS, "anneal": SHAPES, "control": ("threshold", "thompson"), "features": FEATURES,
+    "reward": tuple(REWARDS), "potential": POTENTIALS,
+}  # fmt: skip
 CONTROLS = {"": drafts.fixed, "threshold": drafts.threshold, "thompson": drafts.thompson}
 
 
@@ -40,6 +53,7 @@ class Asked:
       solver: its head integrates; masked: its context is mask.
       sizes, kind: of the plan; depth: of the backbone.
       codebook: the tokens are the codes of one codebook.
+      scaled: its context is upsample.
     """
 
     grid: tuple[int, ...]
@@ -51,6 +65,7 @@ class Asked:
     kind: str
     depth: int
     codebook: bool
+    scaled: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +75,8 @@ class SamplerConfig:
     Attributes:
       name: plan (the executor follows the plan), lpd (it does, in orders of its own), disa (in
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
-        self_speculative, zipar, parallel.
+        self_speculative, zipar, parallel, tts_var, beam, diverse_beam, stochastic_beam,
+        contrastive_search.
       window: guesses of a call (own: 15 of jacobi, 4 of self_speculative); zipar: by how many
         columns a row is behind the one above it (own: a third of them), at least so if adaptive
         (adaptive.py).
@@ -75,6 +91,15 @@ class SamplerConfig:
       whole: recap: steps in front that stay alone; local: steps after each later one that compute
         only what is about to be drawn (reuse.py; own: 1).
       threshold, factor: parallel: which tokens a call reveals (parallel.py; own: 0.9, no factor).
+      particles: tts_var: of a sample at each scale (own: the paper's, stretched over the scales).
+      early: tts_var: after so many scales in front those that go on differ, later they are drawn by
+        reward (own: half); features: by which they differ: the accumulated latent along its
+        principal direction (pca, own) or its mean (pooled), a classifier's (class), or none.
+      reward: tts_var: a classifier's log-probability of the class (class, own), or its certainty;
+        potential, strength: what is made of rewards (scaling.py; own: value, 10).
+      beams: strings of a search (own: 4); groups, penalty: diverse_beam: of beams that avoid each
+        other's tokens (own: one a beam, 0.5).
+      candidates, alpha: contrastive_search: likeliest tokens, weight of unlikeness (own: 5, 0.6).
     """
 
     name: str
@@ -93,6 +118,17 @@ class SamplerConfig:
     local: int
     threshold: float
     factor: float
+    particles: tuple[int, ...]
+    early: int
+    features: str
+    reward: str
+    potential: str
+    strength: float
+    beams: int
+    groups: int
+    penalty: float
+    candidates: int
+    alpha: float
 
     def __post_init__(self):
         check(self.name in READS, "sampler.name", self.name, " | ".join(READS))
@@ -100,13 +136,20 @@ class SamplerConfig:
         for name in NUMBERS:
             value = getattr(self, name)
             check(value >= 0, f"sampler.{name}", value, "at least 0")
-        for name, words in (("init", INITS), ("anneal", SHAPES), ("control", (*CONTROLS,)[1:])):
+        for name, words in WORDS.items():
             value = getattr(self, name)
             check(value in ("", *words), f"sampler.{name}", value, "'' | " + " | ".join(words))
         lost = self.relax == 0 and (self.relative or self.neighbours > 0)
         check(not lost, "sampler.relax", self.relax, "above 0 with relative or neighbours")
         two = len(self.solver_steps) in (0, 2) and all(2 <= n <= 1000 for n in self.solver_steps)
         check(two, "sampler.solver_steps", self.solver_steps, "two numbers of 2 .. 1000, or ()")
+        for name in ("reward", "strength"):
+            value = getattr(self, name)
+            read = value == OFF[name] or self.potential != "none"
+            check(read, f"sampler.{name}", value, f"{OFF[name]!r}, as potential none reads it not")
+        even = (self.beams or 4) % (self.groups or 1) == 0
+        check(even, "sampler.groups", self.groups, f"a divisor of {self.beams or 4} beams")
+        check(self.alpha <= 1, "sampler.alpha", self.alpha, "0 .. 1")
 
     def check_fits(self, asked: Asked) -> None:
         """Raises ConfigError where the generator cannot be sampled so."""
@@ -115,7 +158,7 @@ class SamplerConfig:
             check(fits, "sampler.name", self.name, f"another, as {why}")
 
         flat = len(asked.grid) == 2
-        if self.name in CAUSAL:
+        if self.name in (*CAUSAL, *SEARCHES):
             need(not asked.refusal, asked.refusal)
         if self.name in ("zipar", "lpd"):
             need(flat, "these tokens have no rows")
@@ -123,6 +166,10 @@ class SamplerConfig:
             self.wavefront(asked.grid)
         elif self.name == "lpd":
             need(asked.kind == "random", "the plan's order is not random")
+        elif self.name == "tts_var":
+            need(asked.scaled, "the context is not upsample")
+            steps = len(schedule(self.particles, len(asked.sizes)))
+            check(self.early <= steps, "sampler.early", self.early, f"0 .. {steps} scales")
         elif self.name == "disa":
             need(asked.solver, "the head draws in a single step")
         elif self.name == "recap":
@@ -133,6 +180,8 @@ class SamplerConfig:
                 asked.masked and asked.vocab > 0,
                 "the model does not predict masked discrete tokens",
             )
+        known = self.candidates <= asked.vocab or self.name != "contrastive_search"
+        check(known, "sampler.candidates", self.candidates, f"0 .. {asked.vocab}")
         above = not self.init.endswith("above") or flat
         check(above, "sampler.init", self.init, "one without 'above', as these tokens have no rows")
         codes = self.relax == 0 or asked.codebook
@@ -143,6 +192,13 @@ class SamplerConfig:
         rising = list(self.layers) == sorted(set(self.layers))
         rising = rising and set(self.layers) <= set(range(asked.depth))
         check(rising, "sampler.layers", self.layers, f"rising numbers of 0 .. {asked.depth - 1}")
+
+    @property
+    def judged(self) -> bool:
+        """Whether a classifier of the data chooses among particles."""
+        several = not self.particles or max(self.particles) > 1
+        asks = self.potential != "none" or self.features == "class"
+        return self.name == "tts_var" and several and asks
 
     def solving(self, steps: int, own: int) -> tuple[int, ...]:
         """Solver steps of each of `steps` steps, of a head whose own number is `own`."""

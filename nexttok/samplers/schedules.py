@@ -24,6 +24,7 @@ class Guidance:
       clock: x = k / (K - 1) over the K steps that run ("step": VAR, xAR); known / N before the
         step ("before": RandAR) or after it ("after": ARPG; "masked": MAR, which never counts the
         last token).
+      contrast: above 0: not by a scale, but by contrast (samplers/control.py); the scale is then 1.
     """
 
     end: float
@@ -31,16 +32,25 @@ class Guidance:
     shape: str
     power: float
     clock: str
+    contrast: float = 0.0
 
     def __post_init__(self):
         check(self.shape in SHAPES, "sample.guidance_shape", self.shape, " | ".join(SHAPES))
         check(self.clock in CLOCKS, "sample.guidance_clock", self.clock, " | ".join(CLOCKS))
         check(self.power > 0, "sample.guidance_power", self.power, "above 0")
+        check(0 <= self.contrast <= 1, "sample.contrast", self.contrast, "0 .. 1 (0 for guidance)")
+        both = self.contrast > 0 and not self._one
+        check(not both, "sample.guidance", self.end, "1, as sample.contrast takes its place")
+
+    @property
+    def _one(self):
+        """The scale is 1 throughout."""
+        return self.end == 1.0 and (self.shape == "constant" or self.start == 1.0)
 
     @property
     def off(self) -> bool:
         """No unconditional call is needed at all."""
-        return self.end == 1.0 and (self.shape == "constant" or self.start == 1.0)
+        return self._one and self.contrast == 0
 
     def scale(self, at: At, plan: Plan) -> Float[Array, ""]:
         """The scale of one step."""

@@ -92,11 +92,35 @@ def beams(
     return strings, log_prob
 
 
+def assigned(
+    label: Int[Array, "B"], width: int, classes: int
+) -> tuple[Int[Array, "S"], Int[Array, "B"], Int[Array, "B"]]:
+    """Searches of `width` strings that the rows of one class share, as many as may be needed.
+
+    Returns:
+      The class of every search (0 of one that no row needs), and for every row its search and its
+      place among the strings: 0, 1, ... in turn.
+    """
+    same = label[:, None] == label[None]
+    rank = jnp.tril(same, -1).sum(1).astype(jnp.int32)  # of a row in its class
+    place = rank % width
+    number = jnp.cumsum(place == 0).astype(jnp.int32) - 1
+    opener = jnp.argmax(same & (rank[None] == (rank - place)[:, None]), axis=1)
+    count = min(len(label), len(label) // width + classes)
+    at = jnp.where(place == 0, number, count)
+    return jnp.zeros((count,), jnp.int32).at[at].set(label, mode="drop"), number[opener], place
+
+
 def contrastive_search(
-    model: Causal, batch: int, candidates: int = 5, alpha: float = 0.6
+    model: Causal,
+    warp: Callable[[Array], Array],
+    batch: int,
+    candidates: int = 5,
+    alpha: float = 0.6,
 ) -> Int[Array, "B N"]:
     """One string per row: of the likeliest tokens that which trades its probability against how
-    like its hidden state is to any before, (1 - alpha) p - alpha max cos. One call per token.
+    like its hidden state is to any before, (1 - alpha) p - alpha max cos. Tokens that the warp
+    drops are no candidates. One call per token, and one before.
 
     Raises:
       ConfigError: no candidates, or an alpha beyond 0 .. 1.
@@ -114,14 +138,16 @@ def contrastive_search(
     def extend(carry, i):
         strings, logits, seen, state = carry
         last = jnp.where(i == 0, 0, strings[:, jnp.maximum(i - 1, 0)])
-        probs, ids = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
+        probs = jax.nn.softmax(warp(logits).astype(jnp.float32), axis=-1)
+        probs, ids = jax.lax.top_k(probs, k)
         window = jnp.concatenate([last[:, None], ids], axis=1).astype(jnp.int32)
         length = jnp.full((batch,), i)
         after, hidden, state = model.score(window, parents, length, state)
         hidden = unit(hidden[:, 1:])
         like = jnp.einsum("bkd,btd->bkt", hidden, seen)
         like = jnp.where((jnp.arange(n + 1) <= i)[None, None], like, -jnp.inf).max(-1)
-        best = jnp.argmax((1.0 - alpha) * probs - alpha * like, axis=-1)
+        scores = jnp.where(probs > 0, (1.0 - alpha) * probs - alpha * like, -jnp.inf)
+        best = jnp.argmax(scores, axis=-1)
         state = model.keep(state, length, (best + 1)[:, None].astype(jnp.int32))
         strings = strings.at[:, i].set(ids[rows, best].astype(jnp.int32))
         seen = seen.at[:, i + 1].set(hidden[rows, best])

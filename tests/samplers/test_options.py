@@ -7,26 +7,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import flextok, llamagen, mar, maskgit, nbp, randar
+from configs import flextok, llamagen, mar, maskgit, nbp, randar, var
 from nexttok import sampling
 from nexttok.config import ConfigError
 from nexttok.experiment import resolve
+from nexttok.tokens import Tokens
 from tests.generators import redrawn
 
 LABEL, KEY = jnp.arange(4, dtype=jnp.int32), jax.random.key(0)
 
 
 @functools.cache
-def drawn(temperature=1.0, guidance=2.0, depth=1, **sampler):
-    """Tokens and stats of LlamaGen's tiny variant, parameters redrawn."""
+def experiment(temperature, guidance, depth, contrast=0.0, **sampler):
+    """LlamaGen's tiny variant."""
     config = llamagen.get_config("tiny")
     config.sampler.update(sampler)
-    config.sample.update(temperature=temperature, guidance=guidance)
+    config.sample.update(temperature=temperature, guidance=guidance, contrast=contrast)
     config.generator.backbone.update(width=16, head_dim=8, mlp_hidden=24, depth=depth)
-    exp = resolve(config)
+    return resolve(config)
+
+
+@functools.cache
+def parameters(depth):
+    """Its parameters, redrawn."""
     quantizer = {"embedding": jax.random.normal(KEY, (256, 8))}
-    params = {"tokenizer": {"quantizer": quantizer}, "generator": redrawn(exp.generator, 1)}
-    tokens, stats = sampling.sampler(exp)(params, LABEL, KEY, sampling.blank(exp, len(LABEL)))
+    generator = redrawn(experiment(1.0, 1.0, depth).generator, 1)
+    return {"tokenizer": {"quantizer": quantizer}, "generator": generator}
+
+
+@functools.cache
+def drawn(temperature=1.0, guidance=2.0, depth=1, label=(0, 1, 2, 3), **sampler):
+    """Tokens and stats of it."""
+    exp = experiment(temperature, guidance, depth, **sampler)
+    label, blank = jnp.asarray(label, jnp.int32), sampling.blank(exp, len(label))
+    tokens, stats = sampling.sampler(exp)(parameters(depth), label, KEY, blank)
     return np.asarray(tokens), {k: np.asarray(v) for k, v in stats.items()}
 
 
@@ -53,6 +67,14 @@ def test_greedy_jacobi_is_greedy_raster(init, guidance):
     assert stats["rounds"].max() == stats["network_calls"] <= 16
 
 
+def test_contrast_is_the_same_to_every_sampler():
+    tokens, _ = drawn(0.0, 1.0, contrast=0.05, name="jacobi", window=5)
+    np.testing.assert_array_equal(tokens, drawn(0.0, 1.0, contrast=0.05)[0])
+    assert (tokens != drawn(0.0, 1.0)[0]).any()
+    likeliest = drawn(0.0, 1.0, contrast=1.0)[0]  # nothing else is as likely as the likeliest
+    np.testing.assert_array_equal(likeliest, drawn(0.0, 1.0)[0])
+
+
 SELF = "self_speculative"
 BAD = {
     "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | zipar"),
@@ -75,6 +97,15 @@ BAD = {
     "steps": (mar, dict(name="recap", whole=9), "sampler.whole = 9: expected 0 .. 8 steps"),
     "mask": (maskgit, dict(name="jacobi"), "another, as context mask does not draw one"),
     "block": (nbp, dict(name="zipar"), "another, as context block does not draw one token after"),
+    "scales": (llamagen, dict(name="tts_var"), "another, as the context is not upsample"),
+    "particles": (var, dict(name="tts_var", particles=(4, 2)), "4 numbers that do not rise, one"),
+    "early": (var, dict(name="tts_var", early=5), "sampler.early = 5: expected 0 .. 4 scales"),
+    "none": (var, dict(name="tts_var", potential="none", strength=1.0), "0.0, as potential none"),
+    "features": (var, dict(name="tts_var", features="dino"), "pca | pooled | class | none"),
+    "beam": (maskgit, dict(name="beam"), "another, as context mask does not draw one token"),
+    "groups": (llamagen, dict(name="diverse_beam", groups=3), "a divisor of 4 beams"),
+    "alpha": (llamagen, dict(name="contrastive_search", alpha=1.5), "sampler.alpha = 1.5: expe"),
+    "few": (llamagen, dict(name="contrastive_search", candidates=257), "0 .. 256"),
 }  # fmt: skip
 
 
@@ -97,6 +128,34 @@ def test_similar_codes_count_for_a_guess():
     _, exact = drawn(**options)
     _, stats = drawn(**options, relax=0.5, neighbours=200)
     assert stats["accepted"].sum() > exact["accepted"].sum()
+
+
+@pytest.mark.parametrize(
+    "search", [dict(name="beam", beams=1), dict(name="contrastive_search", candidates=1)]
+)
+def test_searches_without_a_choice_are_greedy_raster(search):
+    tokens, stats = drawn(**search)
+    np.testing.assert_array_equal(tokens, drawn(0.0)[0])
+    assert stats["network_calls"] == 16 + (search["name"] == "contrastive_search")
+    np.testing.assert_array_equal(drawn(0.0, name="contrastive_search")[0], tokens)
+
+
+@pytest.mark.parametrize("name", ["beam", "diverse_beam", "stochastic_beam"])
+def test_rows_of_a_class_are_strings_of_one_search(name):
+    label = (2, 0, 2, 2, 0)
+    tokens, stats = drawn(1.0, 1.0, label=label, name=name, beams=2)
+    exp, params = experiment(1.0, 1.0, 1), parameters(1)["generator"]
+    nats = exp.generator.loss(params, Tokens(ids=jnp.asarray(tokens)), jnp.asarray(label), None)[0]
+    nats = np.asarray(nats.sum(1))
+    assert (tokens[0] != tokens[2]).any()
+    assert (tokens[1] != tokens[4]).any()
+    if name == "stochastic_beam":
+        assert (tokens[0] != tokens[3]).any()  # the first of a search of its own
+    else:
+        np.testing.assert_array_equal(tokens[0], tokens[3])
+        assert nats[0] <= nats[2]
+        assert nats[1] <= nats[4]
+    assert stats["rows"] == 16 * 10 / 5  # of five searches of two strings, for five rows
 
 
 def test_local_orders_draw_all_tokens_in_the_steps_of_the_plan():

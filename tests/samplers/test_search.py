@@ -12,7 +12,7 @@ from nexttok import views
 from nexttok.config import ConfigError
 from nexttok.samplers import exactness
 from nexttok.samplers.logits import warper
-from nexttok.samplers.search import beams, contrastive_search
+from nexttok.samplers.search import assigned, beams, contrastive_search
 from tests.generators import make, params_of
 
 VOCAB, TOKENS = 3, 4
@@ -117,10 +117,24 @@ def reference(alpha, k, vectors):
 @pytest.mark.parametrize(("alpha", "k"), list(itertools.product([0.0, 0.3, 0.6], [1, 2, 3])))
 def test_contrastive_search(alpha, k):
     vectors = np.asarray([[1.0, 0.2], [0.3, 1.0], [-0.5, 0.4]])
-    found = contrastive_search(with_hidden(vectors), 2, k, alpha)
+    found = contrastive_search(with_hidden(vectors), PLAIN, 2, k, alpha)
     assert found.tolist() == [reference(alpha, k, vectors)] * 2
     if alpha == 0 or k == 1:
         assert codes(found)[0] == np.argmax(exactness.joint(TABLE, GREEDY))
+
+
+def test_tokens_that_the_warp_drops_are_no_candidates():
+    found = contrastive_search(MODEL, GREEDY, 1, VOCAB, 1.0)
+    assert codes(found)[0] == np.argmax(exactness.joint(TABLE, GREEDY))
+
+
+def test_rows_of_a_class_share_searches():
+    labels, search, place = assigned(jnp.asarray([1, 0, 1, 1, 2, 1, 1]), 2, 3)
+    assert place.tolist() == [0, 0, 1, 0, 0, 1, 0]
+    assert search.tolist() == [0, 1, 0, 2, 3, 2, 4]
+    assert labels.tolist() == [1, 0, 1, 2, 1, 0]  # the last one is not needed
+    labels, search, place = assigned(jnp.asarray([0, 1, 2]), 1, 3)
+    assert (labels.tolist(), search.tolist(), place.tolist()) == ([0, 1, 2], [0, 1, 2], [0, 0, 0])
 
 
 def test_bad_options_are_refused():
@@ -129,4 +143,4 @@ def test_bad_options_are_refused():
     with pytest.raises(ConfigError, match="1 in a stochastic search"):
         beams(MODEL, PLAIN, 1, 6, 2, rng=jax.random.key(0))
     with pytest.raises(ConfigError, match=r"sampler.candidates = 4: expected 1 .. 3"):
-        contrastive_search(MODEL, 1, 4)
+        contrastive_search(MODEL, PLAIN, 1, 4)
