@@ -60,7 +60,13 @@ def damage(directory: pathlib.Path, step: int) -> str:
     path = manifest_path(directory, step)
     if not path.is_file():
         return "it has no manifest: the process ended before the save was known to be complete"
-    for name, (size, digest) in json.loads(path.read_text()).items():
+    try:
+        rows = [
+            (name, size, digest) for name, (size, digest) in json.loads(path.read_text()).items()
+        ]
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return f"{path} is no manifest"
+    for name, size, digest in rows:
         file = directory / str(step) / name
         if not file.is_file():
             return f"{file} is missing"

@@ -8,6 +8,8 @@ types with one error that names the field, its value and what is allowed.
 import dataclasses
 import difflib
 import importlib
+import json
+import pathlib
 import pkgutil
 import typing
 from types import ModuleType
@@ -23,6 +25,22 @@ def check(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raises ConfigError("config.<field> = <value>: expected <allowed>") unless `condition`."""
     if not condition:
         raise ConfigError(f"config.{field} = {value!r}: expected {allowed}")
+
+
+def read_json(path: pathlib.Path, field: str, allowed: str) -> dict:
+    """The object in a JSON file of config.<field>.
+
+    Raises:
+      ConfigError: no such file, or one that holds anything else; it names what is `allowed`.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        said = f"{path} holds no object"
+    except (OSError, ValueError, RecursionError) as error:
+        said = str(error)
+    raise ConfigError(f"config.{field} = {str(path.parent)!r}: expected {allowed} ({said})")
 
 
 def check_unread(section: object, off: dict, read: tuple[str, ...], where: str, by: str) -> None:

@@ -11,10 +11,10 @@ import pathlib
 import jax
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from nexttok import evaluate, sampling
 from nexttok.config import ConfigError, check
+from nexttok.data.files import Unreadable, picture
 from nexttok.data.loader import class_names
 from nexttok.data.transforms import fit, to_channels, to_float
 from nexttok.evals import pictures
@@ -30,10 +30,10 @@ def read_picture(path: str, side: int, channels: int, where: str) -> Float[np.nd
     Raises:
       ConfigError: no such file, or one that is no picture.
     """
-    check(pathlib.Path(path).is_file(), where, path, "a picture file")
     try:
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, ValueError) as error:
+        with picture(pathlib.Path(path)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except Unreadable as error:
         raise ConfigError(f"config.{where} = {path!r}: expected a picture ({error})") from error
     return fit(to_channels(to_float(pixels), channels), side)
 

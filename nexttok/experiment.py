@@ -23,9 +23,9 @@ from nexttok.samplers.schedules import Guidance
 from nexttok.tokenizers import autoencoder
 
 SECTIONS = (
-    "name", "seed", "dtype", "stages", "tokenizer_checkpoint", "cached_passes", "token_dataset",
-    "mesh", "data", "train", "features", "latent", "tokenizer", "generator", "sample", "sampler",
-    "eval", "profile",
+    "name", "seed", "dtype", "stages", "params", "tokenizer_checkpoint", "cached_passes",
+    "token_dataset", "mesh", "data", "train", "features", "latent", "tokenizer", "generator",
+    "sample", "sampler", "eval", "profile",
 )  # fmt: skip
 STAGES = ("latent", "tokenizer", "generator")
 # Parameters that only training reads: no stage is sampled or frozen with them.
@@ -172,8 +172,8 @@ def resolve(config: ConfigDict) -> Experiment:
     check(isinstance(config.seed, int) and config.seed >= 0, "seed", config.seed, "an int >= 0")
     passes = config.cached_passes
     check(isinstance(passes, int) and passes >= 0, "cached_passes", passes, "an int >= 0")
-    folder = config.token_dataset
-    check(isinstance(folder, str), "token_dataset", folder, "a folder, '' for none")
+    for key in ("token_dataset", "tokenizer_checkpoint", "params"):
+        check(isinstance(config[key], str), key, config[key], "a path, '' for none")
     stages = tuple(config.stages)
     data = build(DataConfig, config.data, "data")
     shape = image_shape(data)

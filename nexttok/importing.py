@@ -10,7 +10,6 @@ import os
 import pathlib
 from collections.abc import Callable
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,19 +17,22 @@ from flax.traverse_util import flatten_dict
 
 from nexttok import experiment
 from nexttok.checkpoint import Checkpoints
-from nexttok.config import ConfigError, check
+from nexttok.config import ConfigError, check, read_json
 from nexttok.evals.results import write_text
 from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.interop import (
     bigr,
     dar,
     detailflow,
+    dino,
+    dinov2,
     flextok,
     flextok_ar,
     gigatok,
     givt,
     larp,
     llama,
+    lpips,
     magvit2,
     masked_autoencoder,
     maskgit,
@@ -43,6 +45,7 @@ from nexttok.interop import (
     vqgan,
 )
 from nexttok.interop.checkpoints import Misfit, pick, read
+from nexttok.interop.releases import Release
 from nexttok.stages import abstract_params
 
 ROOTS = (
@@ -64,50 +67,61 @@ class System:
     Attributes:
       config: config file of its paper; stage: what it fills.
       convert: (state dict, experiment) -> parameters.
+      releases: what its authors publish.
     """
 
     config: str
     stage: str
     convert: Callable[[dict, Experiment], dict]
+    releases: tuple[Release, ...]
 
 
-def _generator(convert):
-    return lambda state, exp: convert(state, exp.generator)
+def _generator(config, convert, releases):
+    return System(config, "generator", lambda s, exp: convert(s, exp.generator), releases)
 
 
-def _tokenizer(convert):
-    return lambda state, exp: convert(state, exp.config.tokenizer, exp.image_shape)
+def _section(config, convert, releases):
+    """A converter that reads the tokenizer's section."""
+    read = lambda s, exp: convert(s, exp.config.tokenizer, exp.image_shape)
+    return System(config, "tokenizer", read, releases)
+
+
+def _tokenizer(config, convert, releases):
+    return System(config, "tokenizer", lambda s, exp: convert(s, exp.tokenizer), releases)
 
 
 SYSTEMS = {
-    "llamagen": System("llamagen", "generator", _generator(llama.llamagen)),
-    "llamagen_vq": System("llamagen", "tokenizer", _tokenizer(vqgan.convert)),
-    "var": System("var", "generator", _generator(var.convert)),
-    "var_vqvae": System("var", "tokenizer", _tokenizer(var_vqvae.convert)),
-    "nbp": System("nbp", "generator", _generator(nbp.convert)),
-    "nbp_tokenizer": System("nbp", "tokenizer", lambda s, exp: magvit2.convert(s, exp.tokenizer)),
-    "randar": System("randar", "generator", _generator(llama.llamagen)),
-    "arpg": System("arpg", "generator", _generator(llama.arpg)),
-    "maskgit": System("maskgit", "generator", _generator(maskgit.convert)),
-    "maskgit_vq": System("maskgit", "tokenizer", _tokenizer(pooled_conv.convert)),
-    "mar": System("mar", "generator", _generator(masked_autoencoder.mar)),
-    "mar_kl": System("mar", "tokenizer", _tokenizer(vqgan.convert)),
-    "xar": System("xar", "generator", _generator(masked_autoencoder.xar)),
-    "givt": System("givt", "generator", _generator(givt.convert)),
-    "givt_vae": System("givt", "tokenizer", _tokenizer(pooled_conv.convert)),
-    "titok": System("titok", "tokenizer", lambda s, exp: titok.convert(s, exp.tokenizer)),
-    "gigatok": System("gigatok", "tokenizer", lambda s, exp: gigatok.convert(s, exp.tokenizer)),
-    "larp": System("larp", "tokenizer", lambda s, exp: larp.convert(s, exp.tokenizer)),
-    "bigr_bae": System("bigr", "tokenizer", lambda s, exp: bigr.convert(s, exp.tokenizer)),
-    "dar": System("dar", "tokenizer", lambda s, exp: dar.convert(s, exp.tokenizer)),
-    "detailflow": System(
-        "detailflow", "tokenizer", lambda s, exp: detailflow.convert(s, exp.tokenizer)
+    "llamagen": _generator("llamagen", llama.llamagen, llama.LLAMAGEN),
+    "llamagen_vq": _section("llamagen", vqgan.convert, vqgan.LLAMAGEN),
+    "var": _generator("var", var.convert, var.RELEASES),
+    "var_vqvae": _section("var", var_vqvae.convert, var_vqvae.RELEASES),
+    "nbp": _generator("nbp", nbp.convert, nbp.RELEASES),
+    "nbp_tokenizer": _tokenizer("nbp", magvit2.convert, magvit2.RELEASES),
+    "randar": _generator("randar", llama.llamagen, llama.RANDAR),
+    "arpg": _generator("arpg", llama.arpg, llama.ARPG),
+    "maskgit": _generator("maskgit", maskgit.convert, maskgit.RELEASES),
+    "maskgit_vq": _section("maskgit", pooled_conv.convert, pooled_conv.MASKGIT),
+    "mar": _generator("mar", masked_autoencoder.mar, masked_autoencoder.MAR),
+    "mar_kl": _section("mar", vqgan.convert, vqgan.MAR),
+    "xar": _generator("xar", masked_autoencoder.xar, masked_autoencoder.XAR),
+    "givt": _generator("givt", givt.convert, givt.RELEASES),
+    "givt_vae": _section("givt", pooled_conv.convert, pooled_conv.GIVT),
+    "titok": _tokenizer("titok", titok.convert, titok.RELEASES),
+    "gigatok": _tokenizer("gigatok", gigatok.convert, gigatok.RELEASES),
+    "larp": _tokenizer("larp", larp.convert, larp.RELEASES),
+    "bigr_bae": _tokenizer("bigr", bigr.convert, bigr.RELEASES),
+    "dar": _tokenizer("dar", dar.convert, dar.RELEASES),
+    "detailflow": _tokenizer("detailflow", detailflow.convert, detailflow.RELEASES),
+    "slate": _tokenizer("slate", slate.convert, slate.RELEASES),
+    "flextok": _tokenizer("flextok", flextok.convert, flextok.RELEASES),
+    "flextok_ar": _generator("flextok", flextok_ar.convert, flextok_ar.RELEASES),
+    "flextok_vae": System(
+        "flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent),
+        flextok.VAE_RELEASES,
     ),
-    "slate": System("slate", "tokenizer", lambda s, exp: slate.convert(s, exp.tokenizer)),
-    "flextok": System("flextok", "tokenizer", lambda s, exp: flextok.convert(s, exp.tokenizer)),
-    "flextok_ar": System("flextok", "generator", _generator(flextok_ar.convert)),
-    "flextok_vae": System("flextok", "latent", lambda s, exp: flextok.convert_vae(s, exp.latent)),
-}
+}  # fmt: skip
+# read as they are, where a key of a config names their file
+NETWORKS = {"dinov2": dinov2.RELEASES, "dino": dino.RELEASES, "lpips": lpips.RELEASES}
 
 
 def state_of(path: str) -> dict[str, np.ndarray]:
@@ -116,42 +130,39 @@ def state_of(path: str) -> dict[str, np.ndarray]:
     Raises:
       ConfigError: a file that cannot be read.
     """
-    file = pathlib.Path(path)
-    if file.suffix in (".msgpack", "") and file.is_file():
-        try:
-            tree = flax.serialization.msgpack_restore(file.read_bytes())
-        except Exception as error:  # a damaged file may fail anywhere in its reader
-            raise ConfigError(f"--checkpoint = {path!r}: {error}") from error
+    tree = read(path)
+    if pathlib.Path(path).suffix in (".msgpack", ""):
         for root in ("target", "ema_params", "params"):
-            tree = tree.get(root, tree)
-        return {"/".join(k): np.asarray(v) for k, v in flatten_dict(tree).items()}
-    state = pick(read(path), *ROOTS)
+            tree = tree[root] if isinstance(tree.get(root), dict) else tree
+        tree = {"/".join(map(str, k)): v for k, v in flatten_dict(tree).items()}
+    state = pick(tree, *ROOTS)
     return {name.removeprefix("params/"): value for name, value in state.items()}
 
 
 def variants(
-    system: str, spec: str, out: str, load: Callable, names: Callable
+    systems: list[str], spec: str, out: str, load: Callable, names: Callable
 ) -> dict[str, Experiment]:
-    """The experiments a file of a system may be for, by their `--config`.
+    """The experiments that files of these systems may be for, by their `--config`.
 
     Args:
-      system: a name of SYSTEMS.
-      spec: "configs/<paper>.py:<variant>", or "" for every paper-scale variant of the system's own
-        config (for that of the config in `out`, where there is one).
+      systems: names of SYSTEMS.
+      spec: "configs/<paper>.py:<variant>", or "" for every paper-scale variant of the first
+        system's own config (for that of the config in `out`, where there is one).
       out: workdir that will be written.
       load, names: load_config and variants_of of nexttok/main.py.
 
     Raises:
       ConfigError: an unknown system or config.
     """
-    check(system in SYSTEMS, "system", system, " | ".join(SYSTEMS))
+    for system in systems:
+        check(system in SYSTEMS, "system", system, " | ".join(SYSTEMS))
     if spec:
         return {spec: experiment.resolve(load(spec))}
-    path = f"configs/{SYSTEMS[system].config}.py"
+    path = f"configs/{SYSTEMS[systems[0]].config}.py"
     specs = [f"{path}:{v}" for v in names(path) if v.startswith(PAPER_SCALE)]
     found = {s: experiment.resolve(load(s)) for s in specs}
     file = pathlib.Path(out) / "config.json"
-    saved = json.loads(file.read_text()) if file.is_file() else None
+    saved = read_json(file, "out", "a workdir") if file.is_file() else None
     same = {s: e for s, e in found.items() if json.loads(e.config.to_json()) == saved}
     return same or found
 
@@ -161,49 +172,60 @@ class Imported:
     """What an import wrote.
 
     Attributes:
-      directory: the checkpoint's; parameters: their number.
+      directories: the checkpoints'; parameters: their number.
       config: the `--config` that it is for; others: those whose parameters are the same.
     """
 
-    directory: str
+    directories: tuple[str, ...]
     parameters: int
     config: str
     others: tuple[str, ...]
 
 
-def import_checkpoint(
-    system: str, checkpoint: str, exps: dict[str, Experiment], out: str
-) -> Imported:
-    """Converts one released file into <out>/checkpoints/<stage>, and writes <out>/config.json.
+def import_checkpoints(files: dict[str, str], exps: dict[str, Experiment], out: str) -> Imported:
+    """Converts released files into <out>/checkpoints/<stage>, and writes <out>/config.json.
 
     Args:
-      system: a name of SYSTEMS.
-      checkpoint: the released file.
-      exps: configs it may be for, by `--config`; the first that fits is taken.
+      files: by the system of each, a name of SYSTEMS; they fill different stages.
+      exps: configs they may be for, by `--config`; the first that fits all is taken.
       out: workdir; stages that it holds already stay.
 
     Raises:
-      ConfigError: an unknown system, a file that cannot be read, entries that do not fit, or a
-        workdir of another config. Nothing is written then.
+      ConfigError: an unknown system, two of one stage, a file that cannot be read, entries that do
+        not fit, or a workdir of another config. Nothing is written then.
     """
-    check(system in SYSTEMS, "system", system, " | ".join(SYSTEMS))
-    known = SYSTEMS[system]
-    spec, params = _first_fit(known, state_of(checkpoint), exps)
-    exp = exps[spec]
+    for system in files:
+        check(system in SYSTEMS, "system", system, " | ".join(SYSTEMS))
+    stages = [SYSTEMS[system].stage for system in files]
+    check(len(set(stages)) == len(stages), "system", ",".join(files), "one system for each stage")
+    converted, left = {}, exps
+    for system, path in files.items():
+        known = SYSTEMS[system]
+        spec, params = _first_fit(known, state_of(path), left)
+        left = {s: left[s] for s in (spec, *_alike(known, params, left, spec))}
+        converted[system] = params
+    spec, *others = left
+    _write(files, converted, exps[spec], out)
+    directories = tuple(os.path.join(out, "checkpoints", stage) for stage in stages)
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(converted))
+    return Imported(directories, count, spec, tuple(others))
+
+
+def _write(files: dict[str, str], converted: dict[str, dict], exp: Experiment, out: str) -> None:
+    """Writes the stages and the config, unless the workdir holds another config."""
     path = pathlib.Path(out) / "config.json"
     mine = json.loads(exp.config.to_json())
-    if path.is_file() and json.loads(path.read_text()) != mine:
+    if path.is_file() and read_json(path, "out", "a workdir") != mine:
         raise ConfigError(f"--out = {out!r}: it holds another config; choose another directory")
-    params = jax.tree.map(jnp.asarray, params)
-    which = "ema" if exp.train[known.stage].ema else "params"
-    directory = os.path.join(out, "checkpoints", known.stage)
-    pathlib.Path(out).mkdir(parents=True, exist_ok=True)
-    with Checkpoints(directory, keep=1) as saved:
-        facts = {"system": system, "file": pathlib.Path(checkpoint).name}
-        saved.save(0, {which: params}, data={}, meta=facts, wait=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for system, params in converted.items():
+        stage = SYSTEMS[system].stage
+        which = "ema" if exp.train[stage].ema else "params"
+        facts = {"system": system, "file": pathlib.Path(files[system]).name}
+        with Checkpoints(os.path.join(out, "checkpoints", stage), keep=1) as saved:
+            items = {which: jax.tree.map(jnp.asarray, params)}
+            saved.save(0, items, data={}, meta=facts, wait=True)
     write_text(path, json.dumps(mine, indent=2, sort_keys=True) + "\n")
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-    return Imported(directory, count, spec, _alike(known, params, exps, spec))
 
 
 def _first_fit(known: System, state: dict, exps: dict[str, Experiment]) -> tuple[str, dict]:

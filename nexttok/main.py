@@ -140,9 +140,13 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     modes = "; ".join(f"{k}: {v}" for k, v in MODES.items())
     parser.add_argument(
-        "--config", metavar="FILE.py[:VARIANT]", help="for example configs/flextok.py:tiny"
-    )
-    parser.add_argument("--workdir", metavar="DIR", help="default: runs/<config>_<variant>")
+        "--config", metavar="FILE.py[:VARIANT]", help="for example configs/flextok.py:tiny; with "
+        "--config.params=DIR by default that of DIR"
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir", metavar="DIR",
+        help="default: runs/<config>_<variant>; without --config that of --config.params",
+    )  # fmt: skip
     parser.add_argument("--mode", choices=list(MODES), default="train", help=modes)
     parser.add_argument(
         "--samplers", default="", metavar="A;B,KEY=N",
@@ -178,9 +182,16 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if args.config:
             print(f"\nkeys of {args.config}:\n{describe(load_config(args.config))}")
         raise SystemExit(0)
-    if not args.config:
+    overrides = [word.removeprefix("--config.") for word in overrides]
+    if not (args.config or params_of(overrides)):
         parser.error("--config is required, for example --config=configs/flextok.py")
-    return args, [word.removeprefix("--config.") for word in overrides]
+    return args, overrides
+
+
+def params_of(overrides: list[str]) -> str:
+    """`config.params` as these set it."""
+    given = [text for name, _, text in (o.partition("=") for o in overrides) if name == "params"]
+    return given[-1] if given else ""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -190,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     for noisy in ("absl", "orbax", "jax"):  # their warnings are about their own internals
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        config = load_config(args.config)
+        config = load_config(args.config) if args.config else saved_config(overrides)
         for assignment in overrides:
             override(config, assignment)
         dispatch(args, config)
@@ -202,6 +213,25 @@ def main(argv: list[str] | None = None) -> None:
             raise  # a defect, not what a run can meet
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def saved_config(overrides: list[str]) -> ConfigDict:
+    """The config that lies with the weights of `config.params`.
+
+    Raises:
+      ConfigError: no weights, or none of a finished run.
+    """
+    from nexttok import weights  # jax loads here
+
+    return weights.config_of(params_of(overrides))
+
+
+def default_workdir(config: str, params: str) -> str:
+    """Named by the config, without one by the weights."""
+    if config:
+        name, _, variant = config.partition(":")
+        return f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
+    return params.partition(",")[0].strip().removesuffix(".safetensors")
 
 
 def check_workdir(workdir: str) -> None:
@@ -222,8 +252,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     if args.mode != "compile":
         distributed.start(args.coordinator, args.processes, args.process)
     exp = experiment.resolve(config)
-    name, _, variant = args.config.partition(":")
-    workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
+    workdir = args.workdir or default_workdir(args.config, exp.config.params)
     check_workdir(workdir)
     if args.mode == "compile":
         topologies, names = (

@@ -13,72 +13,31 @@ import jax
 import numpy as np
 
 from nexttok import clustering, comparison, editing, evaluate, token_files, train
-from nexttok.checkpoint import restore_params
-from nexttok.config import ConfigError, check
+from nexttok.config import check, read_json
 from nexttok.data.loader import class_names, make_loader
 from nexttok.distributed import alone, barrier, on_this_host
 from nexttok.evals import pictures, report, results
 from nexttok.evals.videos import save_animation, strip
-from nexttok.experiment import TRAINING_ONLY, Experiment
+from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh, use_mesh
 from nexttok.preflight import check_run
 from nexttok.profiling import Tracer
 from nexttok.rng import stream
 from nexttok.stages import (
-    abstract_params,
     frozen_for,
     load_features,
     make_task,
     parameter_counts,
     reads_features,
 )
+from nexttok.weights import load_models, reused_stages, same
 from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
 log = logging.getLogger("nexttok")
 
-# What may change between a run and its continuation: sections that do not touch what was trained,
-# and keys of `train` and `data` that keep the meaning of the steps already done.
-FREE = ("eval", "sample", "sampler", "mesh", "token_dataset", "profile")
-FREE_KEYS = (
-    "learning_rate", "final_learning_rate", "clip", "log_every", "save_every", "keep", "workers",
-    "prefetch",
-)  # fmt: skip
-
-
-def load_stage(exp: Experiment, stage: str, workdir: str, mesh) -> Any:
-    """The trained parameters of a stage of a finished run (its moving average, if it has one).
-
-    They are those that a frozen or sampled stage reads: no discriminator, no projector.
-    """
-    which = "ema" if exp.train[stage].ema else "params"
-    directory = os.path.join(workdir, "checkpoints", stage)
-    shapes, steps = abstract_params(exp, stage, mesh), exp.train[stage].steps
-    return restore_params(directory, shapes, which, TRAINING_ONLY, steps)
-
-
-def reused_stages(exp: Experiment, mesh) -> dict[str, Any]:
-    """Parameters of the stages that `config.tokenizer_checkpoint` replaces."""
-    workdir = exp.config.tokenizer_checkpoint
-    if not workdir:
-        return {}
-    path = pathlib.Path(workdir) / "config.json"
-    check(path.is_file(), "tokenizer_checkpoint", workdir, "the workdir of a finished run")
-    saved = json.loads(path.read_text())
-    mine = json.loads(exp.config.to_json())
-    for section in ("latent", "tokenizer"):
-        _same(saved[section], mine[section], section, f"as in {workdir}")
-    return {s: load_stage(exp, s, workdir, mesh) for s in exp.train if s != "generator"}
-
-
-def _same(saved, mine, where: str, why: str) -> None:
-    """Raises ConfigError at the first key in which two config sections differ."""
-    if isinstance(saved, dict) and isinstance(mine, dict):
-        for key in sorted(set(saved) | set(mine)):
-            _same(saved.get(key), mine.get(key), f"{where}.{key}" if where else key, why)
-    elif saved != mine and where.split(".")[-1] in FREE_KEYS:
-        log.warning("config.%s = %r from here on; it was %r", where, mine, saved)
-    elif saved != mine:
-        raise ConfigError(f"config.{where} = {mine!r}: expected {saved!r}, {why}")
+# What may change between a run and its continuation: sections that do not touch what was trained
+# (weights.FREE_KEYS are the keys of the others that may).
+FREE = ("eval", "sample", "sampler", "mesh", "token_dataset", "profile", "params")
 
 
 def open_workdir(exp: Experiment, workdir: str) -> None:
@@ -86,9 +45,9 @@ def open_workdir(exp: Experiment, workdir: str) -> None:
     path = pathlib.Path(workdir) / "config.json"
     mine = json.loads(exp.config.to_json())
     if path.is_file():
-        saved = json.loads(path.read_text())
+        saved = read_json(path, "workdir", "a new workdir, or that of a run")
         for section in sorted((set(saved) | set(mine)) - set(FREE)):
-            _same(saved.get(section), mine.get(section), section,
+            same(saved.get(section), mine.get(section), section,
                   f"as {workdir} was started with; choose another --workdir")  # fmt: skip
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +68,8 @@ def stage_loader(exp: Experiment, stage: str):
 
 def run_train(exp: Experiment, workdir: str) -> dict:
     """Trains every stage (resuming), evaluates, writes results, pictures and the report."""
+    check(not exp.config.params, "params", exp.config.params,
+          "'' where stages are trained; tokenizer_checkpoint reuses a tokenizer")  # fmt: skip
     mesh = make_mesh(exp.mesh)
     check_run(exp, mesh)
     for name, count in parameter_counts(exp).items():
@@ -158,24 +119,6 @@ def by_the_first(fn: Callable[[], Any]) -> Any:
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     return {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "grain", "numpy")}
-
-
-def load_models(exp: Experiment, workdir: str) -> dict[str, Any]:
-    """Parameters of all stages of a finished run.
-
-    Raises:
-      ConfigError: the workdir holds no finished run of this config.
-    """
-    mesh = make_mesh(exp.mesh)
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"--workdir = {workdir!r}: expected the workdir of a trained run")
-    saved, mine = json.loads(path.read_text()), json.loads(exp.config.to_json())
-    for section in ("latent", "tokenizer", "generator"):
-        _same(saved[section], mine[section], section, f"as {workdir} was trained with")
-    done = reused_stages(exp, mesh)
-    done |= {s: load_stage(exp, s, workdir, mesh) for s in exp.train if s not in done}
-    return on_this_host(done, mesh)
 
 
 def models_of(exp: Experiment, done: dict[str, Any]) -> evaluate.Models:
@@ -336,13 +279,9 @@ def draw_classes(models: evaluate.Models, workdir: str) -> None:
 
 
 def trained_tokenizer(exp: Experiment, workdir: str) -> evaluate.Models:
-    """The finished stages of a workdir but the generator, or those of `tokenizer_checkpoint`."""
-    mesh = make_mesh(exp.mesh)
-    done = reused_stages(exp, mesh)
-    for stage in exp.train:
-        if stage != "generator" and stage not in done:
-            done[stage] = load_stage(exp, stage, workdir, mesh)
-    return models_of(exp, on_this_host(done, mesh))
+    """The finished stages but the generator."""
+    stages = tuple(s for s in exp.train if s != "generator")
+    return models_of(exp, load_models(exp, workdir, stages))
 
 
 def run_cluster(exp: Experiment, workdir: str) -> None:

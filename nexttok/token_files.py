@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import pathlib
+import reprlib
 import time
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from nexttok.config import ConfigError, check
+from nexttok.config import check, read_json
 from nexttok.data.loader import Batches, load_source
 from nexttok.distributed import alone, barrier
 from nexttok.evals.results import write_text
@@ -90,18 +91,16 @@ def differences(found: Any, wanted: Any, where: str = "") -> list[str]:
         keys = sorted({*found, *wanted})
         inner = [differences(found.get(k), wanted.get(k), f"{where}.{k}") for k in keys]
         return [path for paths in inner for path in paths]
-    return [] if found == wanted else [f"{where.lstrip('.')} is {found!r}, not {wanted!r}"]
+    return (
+        [] if found == wanted else [f"{where.lstrip('.')} is {reprlib.repr(found)}, not {wanted!r}"]
+    )
 
 
 def check_manifest(folder: pathlib.Path, wanted: dict) -> None:
     """Raises ConfigError unless the folder's manifest is the wanted one, naming what differs."""
-    try:
-        found = json.loads((folder / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(
-            f"config.token_dataset = {str(folder)!r}: expected a folder that --mode=tokenize "
-            f"wrote ({error})"
-        ) from error
+    found = read_json(
+        folder / "manifest.json", "token_dataset", "a folder that --mode=tokenize wrote"
+    )
     wrong = differences(found, wanted)
     check(not wrong, "token_dataset", str(folder),
           f"tokens of this config and tokenizer; {'; '.join(wrong[:4])}")  # fmt: skip
@@ -166,13 +165,36 @@ def _write_shard(exp, params, encode, path, numbers, fields):
 
 
 def _parse(record: bytes, fields: dict) -> dict[str, np.ndarray]:
-    """The arrays of a record."""
+    """The arrays of a record.
+
+    Raises:
+      DamagedShard: it is of another length.
+    """
+    size = sum(math.prod(f["shape"]) * np.dtype(f["dtype"]).itemsize for f in fields.values())
+    if len(record) != 4 + size:
+        raise DamagedShard(f"a record of {len(record)} bytes among tokens of {4 + size}")
     out, at = {"label": np.frombuffer(record, np.int32, 1).reshape(())}, 4
     for name, field in fields.items():
         count, kind = math.prod(field["shape"]), np.dtype(field["dtype"])
         out[name] = np.frombuffer(record, kind, count, at).reshape(field["shape"])
         at += count * kind.itemsize
     return out
+
+
+def _checked(tokens: dict[str, np.ndarray], exp: Experiment) -> dict[str, np.ndarray]:
+    """The arrays of a record, if a tokenizer can have written them.
+
+    Raises:
+      DamagedShard: labels or ids out of range, values that are not finite.
+    """
+    limits = {"label": exp.data.num_classes, "ids": exp.tokenizer.spec.vocab}
+    for name in tokens.keys() & limits.keys():
+        found, limit = tokens[name], limits[name]
+        if found.min() < 0 or found.max() >= limit:
+            raise DamagedShard(f"a record whose {name} lie outside 0 .. {limit - 1}")
+    if not np.isfinite(tokens.get("values", 0)).all():
+        raise DamagedShard("a record whose values are not finite")
+    return tokens
 
 
 def loader(exp: Experiment, params: Any, folder: str | os.PathLike):
@@ -194,7 +216,7 @@ def loader(exp: Experiment, params: Any, folder: str | os.PathLike):
     def batches(start: int):
         source = _Shards(paths)
         data = pygrain.MapDataset.source(source).seed(exp.config.seed).shuffle().repeat(EPOCHS)
-        data = data.map(lambda record: _parse(record, wanted["fields"]))
+        data = data.map(lambda record: _checked(_parse(record, wanted["fields"]), exp))
         count = jax.process_count()
         data = data.batch(cfg.batch_size // count)[jax.process_index() :: count]
         return Batches(data, exp.data, start)

@@ -36,10 +36,10 @@ def test_an_imported_generator_is_read_back_as_a_stage(tmp_path, state):
     file, exp = tmp_path / "released.safetensors", llamagen()
     save_file(state, file)
     out = tmp_path / "run"
-    made = importing.import_checkpoint("llamagen", str(file), {"small": exp}, str(out))
+    made = importing.import_checkpoints({"llamagen": str(file)}, {"small": exp}, str(out))
     assert made.parameters == sum(v.size for v in state.values())
     abstract = stages.abstract_params(exp, "generator")
-    params = restore_params(made.directory, abstract, "ema")
+    params = restore_params(made.directories[0], abstract, "ema")
     table = params["backbone"]["embed"]["embedding"]
     np.testing.assert_array_equal(table, state["tok_embeddings.weight"])
     assert json.loads((out / "config.json").read_text()) == json.loads(exp.config.to_json())
@@ -53,7 +53,9 @@ def test_unknown_missing_and_misshapen_entries_are_listed_and_nothing_is_written
     file = tmp_path / "bad.safetensors"
     save_file(bad, file)
     with pytest.raises(ConfigError) as error:
-        importing.import_checkpoint("llamagen", str(file), {"": llamagen()}, str(tmp_path / "run"))
+        importing.import_checkpoints(
+            {"llamagen": str(file)}, {"": llamagen()}, str(tmp_path / "run")
+        )
     for said in (
         "unknown extra.weight",
         "missing layers.1.attention.wo.weight",
@@ -68,7 +70,7 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, state):
     save_file(state, file)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds another config"):
-        importing.import_checkpoint("llamagen", str(file), {"": llamagen()}, str(tmp_path))
+        importing.import_checkpoints({"llamagen": str(file)}, {"": llamagen()}, str(tmp_path))
 
 
 def test_the_command_line_ends_in_one_line(tmp_path, capsys):
@@ -194,7 +196,7 @@ def _variants():
 def test_without_a_config_the_first_that_fits_is_taken(tmp_path, state, variants):
     file = tmp_path / "released.safetensors"
     save_file(state, file)
-    made = importing.import_checkpoint("llamagen", str(file), variants, str(tmp_path / "run"))
+    made = importing.import_checkpoints({"llamagen": str(file)}, variants, str(tmp_path / "run"))
     assert (made.config, made.others) == ("right", ("longer",))
 
 
@@ -202,7 +204,7 @@ def test_without_a_config_that_fits_all_that_were_tried_are_named(tmp_path, stat
     file = tmp_path / "bad.safetensors"
     save_file(dict(state) | {"extra.weight": np.zeros(3, np.float32)}, file)
     with pytest.raises(ConfigError) as error:
-        importing.import_checkpoint("llamagen", str(file), variants, str(tmp_path / "run"))
+        importing.import_checkpoints({"llamagen": str(file)}, variants, str(tmp_path / "run"))
     said = str(error.value)
     assert "fits none of other, right, longer; the closest is right" in said
     assert said.count("unknown") == 1
@@ -211,12 +213,12 @@ def test_without_a_config_that_fits_all_that_were_tried_are_named(tmp_path, stat
 
 
 def test_the_variants_tried_are_those_of_released_sizes(tmp_path):
-    tried = importing.variants("arpg", "", str(tmp_path), load_config, variants_of)
+    tried = importing.variants(["arpg"], "", str(tmp_path), load_config, variants_of)
     assert list(tried) == [f"configs/arpg.py:imagenet256_{size}" for size in ("l", "xl", "xxl")]
     spec = "configs/arpg.py:imagenet256_xl"
     (tmp_path / "config.json").write_text(tried[spec].config.to_json())
-    same = importing.variants("arpg", "", str(tmp_path), load_config, variants_of)
+    same = importing.variants(["arpg"], "", str(tmp_path), load_config, variants_of)
     assert list(same) == [spec]
     assert list(
-        importing.variants("arpg", "configs/arpg.py:tiny", "", load_config, variants_of)
+        importing.variants(["arpg"], "configs/arpg.py:tiny", "", load_config, variants_of)
     ) == ["configs/arpg.py:tiny"]

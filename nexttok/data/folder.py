@@ -12,44 +12,51 @@ import pathlib
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from nexttok.config import check
+from nexttok.data.files import SUFFIXES, Unreadable, check_size, picture
 from nexttok.data.source import DataConfig, DataInfo, MissingData
 from nexttok.data.transforms import fit, to_channels, to_float
 
 log = logging.getLogger("nexttok")
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+def pixels(path: pathlib.Path) -> np.ndarray:
+    """An image file, upright, as uint8 [H, W, 3].
+
+    Raises:
+      Unreadable: see files.py; more than 8 bits per channel.
+    """
+    with picture(path) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"more than 8 bits per channel (mode {image.mode})")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def read(path: pathlib.Path, channels: int) -> np.ndarray:
     """An image file, upright, as float32 [H, W, channels] in [-1, 1].
 
     Raises:
-      OSError and others: see UNREADABLE.
+      Unreadable: as `pixels` does.
     """
-    with Image.open(path) as image:
-        if image.mode[0] in "IF":
-            raise ValueError(f"more than 8 bits per channel (mode {image.mode})")
-        image = ImageOps.exif_transpose(image).convert("RGB")
-        return to_channels(to_float(np.asarray(image)), channels)
+    return to_channels(to_float(pixels(path)), channels)
 
 
 def read_clip(path: pathlib.Path, cfg: DataConfig) -> np.ndarray:
     """The middle `cfg.frames` frames of an animated picture, [T, H, W, C] at the resolution.
 
     Raises:
-      ValueError: fewer frames; OSError and others: see UNREADABLE.
+      Unreadable: see files.py; fewer frames.
     """
-    with Image.open(path) as image:
+    with picture(path) as image:
         count = getattr(image, "n_frames", 1)
         if count < cfg.frames:
             raise ValueError(f"{count} frames, fewer than data.frames = {cfg.frames}")
         first, clip = (count - cfg.frames) // 2, []
         for i in range(count):  # a frame may hold only what differs from the one before
             image.seek(i)
+            check_size(image)
             if first <= i < first + cfg.frames:
                 frame = to_channels(to_float(np.asarray(image.convert("RGB"))), cfg.channels)
                 clip.append(fit(frame, cfg.resolution))
@@ -62,8 +69,8 @@ def _example(path: pathlib.Path, cfg: DataConfig) -> np.ndarray:
 
 def _problem(path: pathlib.Path, cfg: DataConfig) -> str:
     try:
-        _example(path, cfg)
-    except UNREADABLE as error:
+        read_clip(path, cfg) if cfg.frames else pixels(path)
+    except Unreadable as error:
         return f"{path}: {error}"
     return ""
 
@@ -78,7 +85,7 @@ def _listed(base: pathlib.Path, classes: list[str]) -> list[tuple[int, pathlib.P
         (zlib.crc32(path.relative_to(base).as_posix().encode()), path, label)
         for label, name in enumerate(classes)
         for path in (base / name).rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in SUFFIXES and not path.is_dir()
     ]
     return sorted(files)
 
@@ -109,7 +116,7 @@ class Folder:
         else:
             held = split == "test"
             files = [f for f in _listed(top, classes) if (f[0] % 10 == 0) == held]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
             problems = list(pool.map(lambda file: _problem(file[1], cfg), files))
         for problem in filter(None, problems):
             log.warning("unreadable image skipped: %s", problem)

@@ -13,7 +13,10 @@ AUGMENTS = ("none", "affine", "crop_flip")
 
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [-1, 1]."""
-    return image.astype(np.float32) / 127.5 - 1.0
+    values = image.astype(np.float32)
+    values /= 127.5
+    values -= 1.0
+    return values
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -9,9 +9,16 @@ import numpy as np
 
 from nexttok.config import check
 from nexttok.interop.checkpoints import Converter
+from nexttok.interop.releases import HUB, Release
 from nexttok.interop.vqgan import convert_attention
 from nexttok.nn.networks.bigr import BigrConfig
 from nexttok.tokenizers.autoencoder import Autoencoder
+
+RELEASES = tuple(
+    Release(f"d{bits}", f"bae/bae_d{bits}/binaryae_ema_{steps}.th", f"{HUB}/haoosz/BiGR",
+            (f"bigr:imagenet256_d{bits}",))
+    for bits, steps in ((24, 1_000_000), (32, 950_000))
+)  # fmt: skip
 
 PREFIX = "ae."
 

@@ -1,171 +1,65 @@
-"""Checkpoint files in, nothing executed: .safetensors, .npz, and PyTorch's .pth | .pt | .ckpt.
+"""Checkpoint files in, nothing executed, and names in a state dict turned into parameters.
 
-PyTorch files are pickles. The unpickler here knows tensors, plain containers and a few inert
-values, and refuses every other name before it is looked up, so a file cannot run code.
+What a file claims is checked against its size before memory is asked for: see tensors.py and
+pickles.py.
 """
 
-import collections
-import io
 import pathlib
-import pickle
 import re
-import struct
-import zipfile
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
 
 from nexttok.config import ConfigError, check
+from nexttok.interop import pickles, tensors
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".ckpt", ".bin", ".th")
-LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # files of PyTorch before 1.6
+READERS = {
+    ".safetensors": tensors.read_safetensors,
+    ".npz": tensors.read_npz,
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".th"), pickles.read),
+    **dict.fromkeys((".msgpack", ""), tensors.read_msgpack),
+}
+SHOWN = 40  # entries of an error
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
-DTYPES = {
-    "Float": np.float32,
-    "Half": np.float16,
-    "BFloat16": jnp.bfloat16,
-    "Double": np.float64,
-    "Long": np.int64,
-    "Int": np.int32,
-    "Short": np.int16,
-    "Char": np.int8,
-    "Byte": np.uint8,
-    "Bool": np.bool_,
-}
-
-
-class Inert:
-    """Stands for a value that holds no weights (argparse.Namespace, torch.device, a dtype)."""
-
-    def __init__(self, *args, **kwargs):
-        self.args = args
-
-
-def _tensor(storage, offset, size, stride, *_unused):
-    """A strided view of a storage, within its bounds."""
-    size, stride = tuple(size), tuple(stride)
-    sane = len(size) == len(stride) and min((offset, *size, *stride)) >= 0
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=False))
-    empty = 0 in size
-    if not sane or (not empty and last >= storage.size):
-        raise pickle.UnpicklingError(f"a tensor of size {size} leaves its storage")
-    steps = tuple(s * storage.itemsize for s in stride)
-    start = storage[offset:] if not empty else storage[:0]
-    return np.lib.stride_tricks.as_strided(start, size, steps)
-
-
-def _parameter(tensor, *_unused):
-    return tensor
-
-
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): Inert,
-    ("argparse", "Namespace"): Inert,
-    ("config_util", "Config"): Inert,  # D-AR's files hold theirs
-    **{("torch", f"{name}Storage"): np.dtype(kind) for name, kind in DTYPES.items()},
-    **{("torch", np.dtype(kind).name): np.dtype(kind) for kind in DTYPES.values()},
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickles containers of tensors; `storage` maps a persistent id to a flat array."""
-
-    def __init__(self, file: io.BufferedIOBase, storage=None):
-        super().__init__(file, encoding="utf-8")
-        self.storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(
-                f"it holds a {module}.{name}, which is no tensor or plain container; "
-                "save the weights alone, or as .safetensors"
-            )
-        return ALLOWED[module, name]
-
-    def persistent_load(self, pid):
-        if self.storage is None or pid[0] != "storage" or not isinstance(pid[1], np.dtype):
-            raise pickle.UnpicklingError(f"unknown persistent id {pid!r}")
-        return self.storage(*pid[1:])
-
-
-def _read_zip(path: pathlib.Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        index = next(n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
-        root = index.removesuffix("data.pkl")
-        order = f"{root}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
-            raise pickle.UnpicklingError("its byte order is not little-endian")
-        loaded = {}
-
-        def storage(dtype, key, _location, count):
-            if key not in loaded:
-                loaded[key] = np.frombuffer(archive.read(f"{root}data/{key}"), dtype, count)
-            return loaded[key]
-
-        return _Unpickler(io.BytesIO(archive.read(index)), storage).load()
-
-
-def _read_legacy(file: io.BufferedIOBase) -> Any:
-    """The format before 1.6: three header pickles, the object, the keys, then every storage."""
-    magic, protocol = _Unpickler(file).load(), _Unpickler(file).load()
-    if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
-        raise pickle.UnpicklingError("it is no PyTorch file")
-    _Unpickler(file).load()  # sizes of C types
-    loaded = {}
-
-    def storage(dtype, key, _location, count, view=None):
-        base = loaded.setdefault(key, np.empty(count, dtype))
-        return base if view is None else base[view[1] : view[1] + view[2]]
-
-    state = _Unpickler(file, storage).load()
-    for key in _Unpickler(file).load():
-        base = loaded[key]
-        (count,) = struct.unpack("<q", file.read(8))
-        if count != base.size:
-            raise pickle.UnpicklingError(f"storage {key} has {count} elements, not {base.size}")
-        base[:] = np.frombuffer(file.read(base.nbytes), base.dtype)
-    return state
 
 
 def read(path: str, where: str = "checkpoint") -> dict[str, Any]:
-    """Reads a checkpoint file; nested dicts of a PyTorch file stay nested.
+    """Reads a checkpoint file; nested dicts of a PyTorch or flax file stay nested.
 
     Args:
-      path: .safetensors, .npz, or PyTorch's .pth | .pt | .ckpt | .bin | .th, zipped or older.
+      path: .safetensors, .npz, flax's .msgpack or no suffix, or PyTorch's .pth | .pt | .ckpt |
+        .bin | .th, zipped or older.
       where: config key that errors name.
 
     Returns:
       Names to arrays (bfloat16 included), and to whatever plain values a PyTorch file holds.
 
     Raises:
-      ConfigError: no such file, another format, a damaged file, or a pickle that holds anything
-        but tensors and plain containers.
+      ConfigError: no such file, another format, a damaged file, one that claims more than it holds
+        or expands beyond measure, or a pickle that holds anything but tensors and plain containers.
     """
     file = pathlib.Path(path)
-    fits = file.is_file() and file.suffix in SUFFIXES
-    check(fits, where, path, f"a file ending in {' | '.join(SUFFIXES)}")
+    fits = file.is_file() and file.suffix in READERS
+    check(fits, where, path, f"a file ending in {' | '.join(filter(None, READERS))}")
+    state = guarded(path, where, lambda: READERS[file.suffix](file))
+    kind = type(state).__name__
+    check(isinstance(state, dict), where, path, f"names with arrays, not a {kind}")
+    return state
+
+
+def guarded(path: str, where: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns; what it raises, as a ConfigError of config.<where> = `path`."""
     try:
-        if file.suffix == ".safetensors":
-            return load_file(path)
-        if file.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        if zipfile.is_zipfile(file):
-            return _read_zip(file)
-        with file.open("rb") as opened:
-            return _read_legacy(opened)
+        return read()
+    except ConfigError:
+        raise
     except Exception as error:  # a damaged file may fail anywhere in its reader
-        raise ConfigError(f"config.{where} = {path!r}: {error}") from error
+        said = str(error) or type(error).__name__
+        raise ConfigError(f"config.{where} = {path!r}: {said[:300]}") from error
 
 
 def _nested(state: Any, path: list[str]) -> Any:
@@ -191,9 +85,10 @@ def pick(state: dict[str, Any], *roots: str) -> dict[str, np.ndarray]:
     """
     nested = (_nested(state, root.split(".")) for root in roots)
     found = next((s for s in nested if isinstance(s, dict)), state)
-    arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray)}
+    arrays = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
     if not arrays:
-        raise ConfigError(f"checkpoint with {sorted(state)}: expected arrays, or one of {roots}")
+        names = reprlib.repr(sorted(map(str, state)))
+        raise ConfigError(f"checkpoint with {names}: expected arrays, or one of {roots}")
     for wrapper in WRAPPERS:
         arrays = {k.replace(wrapper, ""): v for k, v in arrays.items()}
     while all(k.startswith("module.") for k in arrays):
@@ -205,8 +100,23 @@ class Misfit(ConfigError):
     """A state dict that does not fit a config; `problems` names every entry that does not."""
 
     def __init__(self, what: str, problems: list[str]):
-        super().__init__(f"{what}: {'; '.join(problems)}")
+        shown = [p if len(p) <= 200 else f"{p[:200]}..." for p in problems[:SHOWN]]
+        more = len(problems) - len(shown)
+        super().__init__(f"{what}: {'; '.join(shown)}" + (f"; {more:,} more" if more else ""))
         self.problems = problems
+
+
+def _real(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
+
+
+def finite(values: np.ndarray) -> bool:
+    """Whether all values are finite; takes no memory of their size, none either for zeros that
+    are one value, broadcast."""
+    one = values[tuple(slice(1) if step == 0 else slice(None) for step in values.strides)]
+    if not one.size or not jnp.issubdtype(one.dtype, np.inexact):
+        return True
+    return bool(np.isfinite(one.min()) and np.isfinite(one.max()))
 
 
 class Converter:
@@ -228,8 +138,14 @@ class Converter:
             self.problems.append(f"missing {name}")
         elif self.state[name].shape != shape:
             self.problems.append(f"{name} is {self.state[name].shape} instead of {shape}")
+        elif not _real(self.state[name].dtype):
+            self.problems.append(f"{name} holds {self.state[name].dtype} instead of numbers")
         else:
-            return np.asarray(self.state[name], np.float32)
+            with np.errstate(over="ignore"):  # told below
+                values = np.asarray(self.state[name], np.float32)
+            if finite(values):
+                return values
+            self.problems.append(f"{name} holds values that are not finite")
         return np.broadcast_to(np.float32(0), shape)
 
     def ignore(self, pattern: str) -> None:

@@ -8,8 +8,11 @@ import numpy as np
 
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
 from nexttok.nn.transformer import TransformerConfig
 from nexttok.tokenizers.dar import DAR
+
+RELEASES = (Release("v1", "D-AR-tokenizer_v1.pt", f"{HUB}/showlab/D-AR", ("dar:imagenet256",)),)
 
 ROWS = 1024  # of the tables of queries and positions, of which the first N are used
 NET = "diff_decoder.net"

@@ -8,9 +8,17 @@ import numpy as np
 from nexttok.config import check
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
 from nexttok.nn.networks.vit import ViTSizes
 from nexttok.tokenizers.autoencoder import Autoencoder
 from nexttok.tokenizers.detailflow import DetailFlow
+
+RELEASES = tuple(
+    Release(f"{size}", f"DetailFlow-{size}/checkpoints/{tokens}.pt",
+            f"{HUB}/ByteFlow-AI/DetailFlow-{size}",
+            (f"detailflow:imagenet256_{size}",))
+    for size, tokens in ((16, 128), (32, 256), (64, 512))
+)  # fmt: skip
 
 TRAINING = r"repa_model\.|projection\.|global_token_proj\.|quantize\.codebook_used"
 ATTENTION = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "proj": "out_proj"}

@@ -5,7 +5,17 @@ import numpy as np
 
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, pick, read, stacked
+from nexttok.interop.releases import Release
 from nexttok.nn.dino import DinoConfig
+
+RELEASES = (
+    Release(
+        "ViT-S/16", "dino_deitsmall16_pretrain.pth",
+        "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain",
+        ("--config.tokenizer.losses.discriminator=dino",
+         "--config.tokenizer.losses.discriminator_checkpoint=dino_deitsmall16_pretrain.pth"),
+    ),
+)  # fmt: skip
 
 
 def _block(reader: Converter, name: str, width: int) -> dict:

@@ -5,7 +5,21 @@ import numpy as np
 
 from nexttok.config import check
 from nexttok.interop.checkpoints import Converter, pick, read
+from nexttok.interop.releases import Release
 from nexttok.nn.vit import PRESETS, ViTConfig
+
+RELEASES = tuple(
+    Release(
+        f"ViT-{size}", f"dinov2_vit{size}14{suffix}_pretrain.pth",
+        f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14",
+        (f"--config.features.preset={preset}",
+         f"--config.features.checkpoint=dinov2_vit{size}14{suffix}_pretrain.pth"),
+    )
+    for size, suffix, preset in (
+        ("s", "", "small"), ("b", "", "base"), ("l", "", "large"),
+        ("l", "_reg4", "large_registers"), ("b", "_reg4", "base_registers_third_last"),
+    )
+)  # fmt: skip
 
 
 def convert(state: dict[str, np.ndarray], config: ViTConfig) -> dict:

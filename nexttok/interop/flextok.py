@@ -11,10 +11,27 @@ import numpy as np
 from nexttok.config import check
 from nexttok.interop import blocks, vqgan
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
 from nexttok.nn.flextok import TIME_FREQUENCIES, patch_positions
 from nexttok.nn.transformer import TransformerConfig
 from nexttok.tokenizers.autoencoder import Autoencoder
 from nexttok.tokenizers.flextok import FlexTok
+
+RELEASES = tuple(
+    Release(f"{size}, {data}", f"flextok_{size}_{suffix}/model.safetensors",
+            f"{HUB}/EPFL-VILAB/flextok_{size}_{suffix}",
+            (f"flextok:imagenet256_{size}",))
+    for size, data, suffix in (
+        ("d12_d12", "ImageNet", "in1k"), ("d18_d18", "ImageNet", "in1k"),
+        ("d18_d28", "DFN", "dfn"),  # which EPFL-VILAB/search-over-tokens takes by default
+        ("d18_d28", "ImageNet", "in1k"),
+    )
+)  # fmt: skip
+VAE_RELEASES = (
+    Release("f8 c16", "flextok_vae_c16/diffusion_pytorch_model.safetensors",
+            f"{HUB}/EPFL-VILAB/flextok_vae_c16",
+            tuple(f"flextok:imagenet256_{size}" for size in ("d12_d12", "d18_d18", "d18_d28"))),
+)  # fmt: skip
 
 ENCODER, DECODER, VAE = "encoder.module_dict.enc_", "decoder.module_dict.dec_", "vae.vae."
 

@@ -10,6 +10,12 @@ import numpy as np
 from nexttok.generator import Generator
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
+
+RELEASES = (
+    Release("1B", "FlexAR-1B-C2I/model.safetensors", f"{HUB}/EPFL-VILAB/FlexAR-1B-C2I",
+            ("flextok:imagenet256_d18_d28",)),
+)  # fmt: skip
 
 ROOT = "models.ar_image_model"
 

@@ -8,8 +8,23 @@ import numpy as np
 from nexttok.config import check
 from nexttok.interop import blocks, vqgan
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import Release
 from nexttok.nn.networks.qformer import QFormerSizes
 from nexttok.tokenizers.autoencoder import Autoencoder
+
+DRIVE = "https://drive.google.com/file/d"
+RELEASES = (
+    Release("S-S", "VQ_SS256_e100.pt", f"{DRIVE}/1Q_WHCT6mdNnu0GkHCm0CbXaP6kFeTe5h",
+            ("gigatok:imagenet256_ss",)),
+    Release("S-B", "VQ_SB256_e200.pt", f"{DRIVE}/17K-h2Jwep53RUEf6CEOV3ro7Cz_DaIWC",
+            ("gigatok:imagenet256_sb",)),
+    Release("B-L", "VQ_BL256_e200.pt", f"{DRIVE}/1VnBu4aj0N7lFa1_wKBdTgLNZmaNgFvwi",
+            ("gigatok:imagenet256_bl",)),
+    Release("B-L, DINO discriminator", "VQ_BL256_dino_disc.pt",
+            f"{DRIVE}/11bXyg6y15hIWYnIsl7YbwDtRAJMK7jjn", ("gigatok:imagenet256_bl",)),
+    Release("XL-XXL", "VQ_XLXXL256_e300.pt", f"{DRIVE}/1HK_bV_zklLfGmIHGE4gMwjfhLLKi6Z3G",
+            ("gigatok:imagenet256_xl_xxl",)),
+)  # fmt: skip
 
 ROOTS = ("ema", "model")
 

@@ -5,6 +5,16 @@ import numpy as np
 from nexttok.generator import Generator
 from nexttok.interop.blocks import flax_layer, flax_norm
 from nexttok.interop.checkpoints import Converter
+from nexttok.interop.releases import Release
+
+BUCKET = "https://storage.googleapis.com/big_vision/givt"
+RELEASES = (
+    Release("causal", "givt_imagenet_2012_causal_params.npz", BUCKET, ("givt:imagenet256",)),
+    Release("masked", "givt_imagenet_2012_maskgit_params.npz", BUCKET,
+            ("givt:imagenet256_masked",)),
+    Release("masked 512", "givt_imagenet_2012_maskgit_512_params.npz", BUCKET,
+            ("givt:imagenet512_masked",)),
+)  # fmt: skip
 
 
 def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:

@@ -10,8 +10,14 @@ from nexttok.bottlenecks.prior import PriorVQ
 from nexttok.config import check
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
 from nexttok.nn.networks.vit import ViTSizes, fixed_positions
 from nexttok.tokenizers.autoencoder import Autoencoder
+
+RELEASES = (
+    Release("L-long", "LARP-L-long-tokenizer/model.safetensors",
+            f"{HUB}/hywang66/LARP-L-long-tokenizer", ("larp:k600_l_long",)),
+)  # fmt: skip
 
 
 def _trunk(reader: Converter, name: str, sizes: ViTSizes) -> dict:

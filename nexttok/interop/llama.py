@@ -6,6 +6,27 @@ import numpy as np
 from nexttok.generator import Generator
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
+
+LLAMAGEN_HUB, ARPG_HUB = f"{HUB}/FoundationVision/LlamaGen", f"{HUB}/hp-l33/ARPG"
+LLAMAGEN = tuple(
+    Release(f"{size} {side}", f"c2i_{size}_{side}.pt", LLAMAGEN_HUB,
+            (f"llamagen:imagenet{side}_{size.lower()}",))
+    for size, side in (
+        ("B", 256), ("L", 256), ("B", 384), ("L", 384), ("XL", 384), ("XXL", 384), ("3B", 384),
+    )
+)  # fmt: skip
+RANDAR = tuple(
+    Release(
+        size, f"randar_{parameters}_llamagen_360k_bs_1024_lr_0.0004.safetensors",
+        f"{HUB}/ziqipang/RandAR", (f"randar:imagenet256_{size.lower()}",),
+    )
+    for size, parameters in (("L", "0.3b"), ("XL", "0.7b"))
+)  # fmt: skip
+ARPG = tuple(
+    Release(size, f"arpg_{parameters}.pt", ARPG_HUB, (f"arpg:imagenet256_{size.lower()}",))
+    for size, parameters in (("L", "300m"), ("XL", "700m"), ("XXL", "1b"))
+)
 
 
 def _mlp(reader, name, c):

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from nexttok.interop.checkpoints import Converter, pick, read
+from nexttok.interop.releases import Release
 from nexttok.nn.lpips import LPIPS, STAGES
+
+RELEASES = (
+    Release(
+        "VGG16, version 0.1", "vgg16-397923af.pth,vgg.pth",
+        "https://download.pytorch.org/models, "
+        "https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1",
+        ("--config.tokenizer.perceptual_checkpoint=vgg16-397923af.pth,vgg.pth",),
+    ),
+)  # fmt: skip
 
 
 def convert(state: dict[str, np.ndarray]) -> dict:

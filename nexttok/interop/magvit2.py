@@ -10,8 +10,17 @@ import numpy as np
 
 from nexttok.config import check
 from nexttok.interop.checkpoints import Converter
+from nexttok.interop.releases import HUB, Release
 from nexttok.nn.networks.magvit2 import CausalConfig
 from nexttok.tokenizers.autoencoder import Autoencoder
+
+RELEASES = tuple(
+    Release(
+        data, f"magvit2_{data}.pt", f"{HUB}/ShuhuaiRen/NBP-tokenizer-{data}",
+        (f"nbp:{data}_base", f"nbp:{data}_3b"),
+    )
+    for data in ("ucf", "k600")
+)  # fmt: skip
 
 
 def convert(state: dict[str, np.ndarray], tokenizer: Autoencoder) -> dict:

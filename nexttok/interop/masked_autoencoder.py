@@ -5,6 +5,23 @@ import numpy as np
 from nexttok.generator import Generator
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
+
+DROPBOX = "https://www.dropbox.com/scl/fi"
+MAR = tuple(
+    Release(f"MAR-{size[0].upper()}", f"mar_{size}/checkpoint-last.pth", f"{DROPBOX}/{link}&dl=0",
+            (f"mar:imagenet256_{size[0]}",))
+    for size, link in (
+        ("base", "f6dpuyjb7fudzxcyhvrhk/checkpoint-last.pth?rlkey=a6i4bo71vhfo4anp33n9ukujb"),
+        ("large", "pxacc5b2mrt3ifw4cah6k/checkpoint-last.pth?rlkey=m48ovo6g7ivcbosrbdaz0ehqt"),
+        ("huge", "1qmfx6fpy3k7j9vcjjs3s/checkpoint-last.pth?rlkey=4lae281yzxb406atp32vzc83o"),
+    )
+)  # fmt: skip
+XAR = tuple(
+    Release(f"xAR-{size.upper()}", f"xAR-{size.upper()}.pth", f"{HUB}/OliverRen/xAR",
+            (f"xar:imagenet256_{size}",))
+    for size in "blh"
+)  # fmt: skip
 
 
 def _positions(reader, name, slots, width):

@@ -8,6 +8,14 @@ import numpy as np
 from nexttok.generator import Generator
 from nexttok.interop.blocks import flax_layer, flax_norm
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import Release
+
+BUCKET = "https://storage.googleapis.com/maskgit-public/checkpoints"
+RELEASES = tuple(
+    Release(f"{side} x {side}", f"maskgit_imagenet{side}_checkpoint", BUCKET,
+            (f"maskgit:imagenet{side}",))
+    for side in (256, 512)
+)  # fmt: skip
 
 
 def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:

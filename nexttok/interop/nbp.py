@@ -12,7 +12,17 @@ from nexttok.config import check
 from nexttok.generator import Generator
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
 from nexttok.interop.ucf101 import TEXT_IDS, words
+
+RELEASES = tuple(
+    Release(
+        f"{data} {size}", f"{data}_{size}_{kind}.ckpt", f"{HUB}/ShuhuaiRen/NBP-{data}-{size}",
+        (f"nbp:{data}_{size}",),
+    )
+    for data, kind in (("ucf", "nbp16_hybrid"), ("k600", "nbp16"))
+    for size in ("base", "3b")
+)  # fmt: skip
 
 ROOT = "transformer."
 

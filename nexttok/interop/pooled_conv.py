@@ -12,9 +12,29 @@ import numpy as np
 from nexttok.config import check
 from nexttok.interop.blocks import flax_layer, flax_norm
 from nexttok.interop.checkpoints import Converter
+from nexttok.interop.releases import Release
 from nexttok.nn.networks.conv import ConvConfig
 from nexttok.nn.networks.pooled_conv import PooledConfig
 from nexttok.tokenizers import autoencoder
+
+MASKGIT = tuple(
+    Release(
+        f"{side} x {side}", f"tokenizer_imagenet{side}_checkpoint",
+        "https://storage.googleapis.com/maskgit-public/checkpoints", (f"maskgit:imagenet{side}",),
+    )
+    for side in (256, 512)
+)  # fmt: skip
+GIVT = (
+    Release(
+        "beta 5e-5", "vae_imagenet_2012_beta_5e-5_params",
+        "https://storage.googleapis.com/big_vision/givt",
+        ("givt:imagenet256", "givt:imagenet256_masked", "givt:imagenet512_masked"),
+    ),
+    Release(
+        "beta 1e-5", "vae_imagenet_2012_beta_1e-5_params",
+        "https://storage.googleapis.com/big_vision/givt", ("givt:imagenet256_large",),
+    ),
+)  # fmt: skip
 
 
 def _linear(reader, name, inputs, outputs, bias=True):

@@ -10,11 +10,18 @@ from nexttok.bottlenecks.gumbel import Gumbel
 from nexttok.config import check
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import Release
 from nexttok.nn.networks.dvae import DVAESizes
 from nexttok.nn.slate import PredictorConfig
 from nexttok.nn.slot_attention import SlotConfig
 from nexttok.tokenizers.autoencoder import Autoencoder
 from nexttok.tokenizers.slate import SLATE
+
+RELEASES = (
+    Release("3D Shapes", "best_model.pt",
+            "https://github.com/singhgautam/slate (no weights; its train.py writes the file)",
+            ("slate:shapes3d",)),
+)  # fmt: skip
 
 
 def _block(reader: Converter, name: str, inputs: int, outputs: int, side: int = 1) -> dict:

@@ -9,9 +9,16 @@ import numpy as np
 from nexttok.config import check
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
 from nexttok.nn.networks.proxy import ProxySizes
 from nexttok.nn.networks.vit import ViTSizes
 from nexttok.tokenizers.autoencoder import Autoencoder
+
+RELEASES = tuple(
+    Release(size, f"tokenizer_titok_{name}.bin", f"{HUB}/fun-research/TiTok",
+            (f"titok:imagenet256_{name}",))
+    for size, name in (("L-32", "l32"), ("B-64", "b64"), ("S-128", "s128"))
+)  # fmt: skip
 
 
 def _block(reader: Converter, name: str, sizes: ViTSizes) -> dict:

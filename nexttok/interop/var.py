@@ -5,6 +5,13 @@ import numpy as np
 from nexttok.generator import Generator
 from nexttok.interop import blocks
 from nexttok.interop.checkpoints import Converter, stacked
+from nexttok.interop.releases import HUB, Release
+
+SOURCE = f"{HUB}/FoundationVision/var"
+RELEASES = tuple(
+    Release(f"d{depth}", f"var_d{depth}.pth", SOURCE, (f"var:imagenet{side}_d{depth}",))
+    for depth, side in ((16, 256), (20, 256), (24, 256), (30, 256), (36, 512))
+)
 
 
 def convert(state: dict[str, np.ndarray], gen: Generator) -> dict:

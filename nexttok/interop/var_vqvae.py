@@ -3,8 +3,18 @@
 import numpy as np
 
 from nexttok.interop.checkpoints import Converter
+from nexttok.interop.releases import HUB, Release
 from nexttok.interop.vqgan import networks
 from nexttok.tokenizers import autoencoder
+
+SIZES = ("imagenet256_d16", "imagenet256_d20", "imagenet256_d24", "imagenet256_d30",
+         "imagenet512_d36")  # fmt: skip
+RELEASES = (
+    Release(
+        "ch160 v4096 z32", "vae_ch160v4096z32.pth", f"{HUB}/FoundationVision/var",
+        tuple(f"var:{size}" for size in SIZES),
+    ),
+)  # fmt: skip
 
 
 def convert(

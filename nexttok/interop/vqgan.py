@@ -12,9 +12,30 @@ import numpy as np
 
 from nexttok.config import check
 from nexttok.interop.checkpoints import Converter
+from nexttok.interop.releases import HUB, Release
 from nexttok.nn.networks.conv import ConvConfig
 from nexttok.tokenizers import autoencoder
 from nexttok.tokenizers.autoencoder import Autoencoder
+
+LLAMAGEN = (
+    Release(
+        "ds16", "vq_ds16_c2i.pt", f"{HUB}/FoundationVision/LlamaGen",
+        (
+            *(f"llamagen:imagenet256_{size}" for size in ("b", "l", "xl", "xxl")),
+            *(f"llamagen:imagenet384_{size}" for size in ("b", "l", "xl", "xxl", "3b")),
+            *(f"{paper}:imagenet256_{size}" for paper in ("randar", "arpg")
+              for size in ("l", "xl", "xxl")),
+        ),
+    ),
+)  # fmt: skip
+MAR = (
+    Release(
+        "KL-16", "kl16.ckpt",
+        "https://www.dropbox.com/scl/fi/hhmuvaiacrarfg28qxhwz/kl16.ckpt"
+        "?rlkey=l44xipsezc8atcffdp4q7mwmh&dl=0",
+        tuple(f"{paper}:imagenet256_{size}" for paper in ("mar", "xar") for size in "blh"),
+    ),
+)  # fmt: skip
 
 LAYOUTS = ("llamagen", "taming", "var")
 ROOTS = ("ema", "model_ema", "model", "state_dict")  # where the released files keep them

@@ -223,10 +223,10 @@ def test_one_released_file_fills_two_stages(tmp_path):
     file, out = tmp_path / "model.safetensors", tmp_path / "run"
     save_file({k: np.ascontiguousarray(v) for k, v in state().items()}, file)
     for system, stage in (("flextok", "tokenizer"), ("flextok_vae", "latent")):
-        made = importing.import_checkpoint(system, str(file), {"photos": exp}, str(out))
+        made = importing.import_checkpoints({system: str(file)}, {"photos": exp}, str(out))
         abstract = abstract_params(exp, stage)
         which = "ema" if exp.train[stage].ema else "params"
-        params = restore_params(made.directory, abstract, which, TRAINING_ONLY)
+        params = restore_params(made.directories[0], abstract, which, TRAINING_ONLY)
         sampled = {k: v for k, v in abstract.items() if k not in TRAINING_ONLY}
         assert made.parameters == sum(x.size for x in jax.tree.leaves(sampled))
         assert jax.tree.structure(params) == jax.tree.structure(sampled)
