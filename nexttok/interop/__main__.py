@@ -33,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="workdir to write")
     args = parser.parse_args(argv)
 
-    from nexttok import importing, main  # jax loads here: --help stays instant
+    from nexttok import config_files, importing  # jax loads here: --help stays instant
 
     try:
         exps = importing.variants(
-            args.system, args.config, args.out, main.load_config, main.variants_of
+            args.system, args.config, args.out, config_files.load_config, config_files.variants_of
         )
         made = importing.import_checkpoint(args.system, args.checkpoint, exps, args.out)
     except ConfigError as error:
