@@ -149,7 +149,7 @@ def variants(
       spec: "configs/<paper>.py:<variant>", or "" for every paper-scale variant of the first
         system's own config (for that of the config in `out`, where there is one).
       out: workdir that will be written.
-      load, names: load_config and variants_of of nexttok/main.py.
+      load, names: load_config and variants_of of nexttok/config_files.py.
 
     Raises:
       ConfigError: an unknown system or config.

@@ -1,19 +1,18 @@
 """The only entry: python -m nexttok.main --config=configs/flextok.py[:variant] [--mode=...]."""
 
 import argparse
-import ast
 import functools
-import importlib.util
 import logging
 import os
 import pathlib
 import platform
 import sys
-from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from nexttok import catalog
 from nexttok.config import ConfigError
+from nexttok.config_files import describe, load_config, load_module, override
 
 MODES = {
     "train": "train every stage (resuming), then measure, draw pictures and write the report",
@@ -26,104 +25,6 @@ MODES = {
     "compile": "compile the training steps and the sampler; print memory, FLOPs, collectives and "
     "the best possible time per device; nothing is run",
 }
-
-
-def load_module(spec: str) -> tuple[ModuleType, str]:
-    """The config file of "path.py[:variant]" as a module, and the variant.
-
-    Raises:
-      ConfigError: no such file.
-    """
-    name, _, variant = spec.partition(":")
-    path = pathlib.Path(name)
-    if path.suffix != ".py" or not path.is_file():
-        known = ", ".join(sorted(f"configs/{p.name}" for p in pathlib.Path("configs").glob("*.py")
-                                 if "VARIANTS" in p.read_text()))  # fmt: skip
-        raise ConfigError(f"--config = {spec!r}: expected a config file, such as {known}")
-    root = str(path.resolve().parent.parent)  # so that a config finds configs.common
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    loader = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
-    return module, variant
-
-
-def variants_of(path: str) -> tuple[str, ...]:
-    """The variants of a config file."""
-    return load_module(path)[0].VARIANTS
-
-
-def load_config(spec: str) -> ConfigDict:
-    """Runs get_config(variant) of "path.py[:variant]".
-
-    Raises:
-      ConfigError: no such file or variant.
-    """
-    module, variant = load_module(spec)
-    try:
-        return module.get_config(variant) if variant else module.get_config()
-    except ValueError as error:
-        raise ConfigError(f"--config = {spec!r}: {error}") from error
-
-
-def override(config: ConfigDict, assignment: str) -> None:
-    """Applies "a.b=value" in place, typed like the value it replaces.
-
-    Raises:
-      ConfigError: no such key, or a value of another type.
-    """
-    path, equals, text = assignment.partition("=")
-    if not equals:
-        raise ConfigError(f"--config.{path}: expected --config.{path}=value")
-    *parents, last = path.split(".")
-    section = config
-    for i, part in enumerate([*parents, last]):
-        where = ".".join(["config", *parents[:i]])
-        if not isinstance(section, ConfigDict) or part not in section:
-            keys = sorted(section) if isinstance(section, ConfigDict) else []
-            raise ConfigError(
-                f"config.{path} = {text!r}: unknown key; {where} has {', '.join(keys) or 'no keys'}"
-            )
-        if i < len(parents):
-            section = section[part]
-    section[last] = parse(text, section[last], f"config.{path}")
-
-
-def parse(text: str, like: object, where: str) -> object:
-    """Reads `text` as a value of the type of `like`."""
-    kind = type(like)
-    try:
-        if isinstance(like, bool):
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if isinstance(like, tuple):
-            return _tuple(text, like)
-        if isinstance(like, int | float | str):
-            return kind(text)
-    except (KeyError, ValueError, SyntaxError) as error:
-        expected = "true or false" if kind is bool else f"a value of type {kind.__name__}"
-        raise ConfigError(f"{where} = {text!r}: expected {expected}, like {like!r}") from error
-    raise ConfigError(f"{where} = {text!r}: expected one of its keys, {', '.join(sorted(like))}")
-
-
-def _tuple(text: str, like: tuple) -> tuple:
-    """(8, 5) or 8,5; strings need no quotes."""
-    items = [t.strip().strip("'\"") for t in text.strip("()[] ").split(",") if t.strip()]
-    if like and isinstance(like[0], str):
-        return tuple(items)
-    return tuple(ast.literal_eval(t) for t in items)
-
-
-def describe(config: ConfigDict, prefix: str = "config") -> str:
-    """One line per key: --config.a.b=value."""
-    lines = []
-    for key in config:
-        value = config[key]
-        if isinstance(value, ConfigDict):
-            lines.append(describe(value, f"{prefix}.{key}"))
-        else:
-            lines.append(f"  --{prefix}.{key}={value}")
-    return "\n".join(line for line in lines if line)
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -142,6 +43,10 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--config", metavar="FILE.py[:VARIANT]", help="for example configs/flextok.py:tiny; with "
         "--config.params=DIR by default that of DIR"
+    )  # fmt: skip
+    parser.add_argument(
+        "--list", nargs="?", const="", metavar="WORD",
+        help="the configs, one a line: parts, paper, variants; with a word, those that have it",
     )  # fmt: skip
     parser.add_argument(
         "--workdir", metavar="DIR",
@@ -180,7 +85,11 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if args.help:
         parser.print_help()
         if args.config:
-            print(f"\nkeys of {args.config}:\n{describe(load_config(args.config))}")
+            print(f"\n{args.config}: {load_module(args.config)[0].__doc__ or ''}")
+            print(f"Its keys:\n{describe(load_config(args.config))}")
+        raise SystemExit(0)
+    if args.list is not None:
+        print(catalog.listing(args.list))
         raise SystemExit(0)
     overrides = [word.removeprefix("--config.") for word in overrides]
     if not (args.config or params_of(overrides)):

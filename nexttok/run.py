@@ -133,6 +133,15 @@ def models_of(exp: Experiment, done: dict[str, Any]) -> evaluate.Models:
     return evaluate.Models(exp, params)
 
 
+def trained(exp: Experiment, workdir: str) -> evaluate.Models:
+    """Jitted functions over the stages of a finished run.
+
+    Raises:
+      ConfigError: the workdir holds no finished run of this config.
+    """
+    return models_of(exp, load_models(exp, workdir))
+
+
 def run_eval(exp: Experiment, workdir: str) -> dict:
     """Measures a finished run again and rewrites results, pictures and the report."""
     done = load_models(exp, workdir)
@@ -240,7 +249,7 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     With `config.sample.source` a picture is edited instead (see editing.py).
     """
     check(exp.generator is not None, "stages", tuple(exp.config.stages), "stages with a generator")
-    models = models_of(exp, load_models(exp, workdir))
+    models = trained(exp, workdir)
     draw = editing.edit if exp.sample.source else draw_classes
     by_the_first(lambda: draw(models, workdir))
 
@@ -248,7 +257,7 @@ def run_sample(exp: Experiment, workdir: str) -> None:
 def run_samplers(exp: Experiment, workdir: str, choices: list[str]) -> None:
     """Measures the samplers of a finished run against each other; see comparison.py."""
     check(exp.generator is not None, "stages", tuple(exp.config.stages), "stages with a generator")
-    models = models_of(exp, load_models(exp, workdir))
+    models = trained(exp, workdir)
     rows = by_the_first(lambda: comparison.compare(models, choices, workdir))
     if rows:
         print(comparison.table(rows))

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 from nexttok import experiment, importing, stages
 from nexttok.checkpoint import restore_params
 from nexttok.config import ConfigError
+from nexttok.config_files import load_config, variants_of
 from nexttok.interop.__main__ import main
 from nexttok.interop.checkpoints import pick
-from nexttok.main import load_config, variants_of
 from nexttok.main import main as cli
 from tests.parity import official, released
 

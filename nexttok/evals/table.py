@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+from nexttok.catalog import parts
 from nexttok.config import check
 from nexttok.evals.markdown import Table
 
@@ -29,16 +30,11 @@ def row(workdir: str) -> list[str]:
     check(all(f.is_file() for f in files), "workdir", workdir, "the workdir of a finished run")
     config, results, speed = (json.loads(f.read_text()) for f in files)
     check("samples" in results, "workdir", workdir, "a run with a generator")
-    parts, samples = config["generator"], results["samples"]
+    samples, named = results["samples"], parts(config)
     last = samples["prefixes"][-1]
-    tokenizer = config["tokenizer"]
-    parted = "bottleneck" in tokenizer
     return [
         results["name"],
-        f"{tokenizer['encoder']['name']}, {tokenizer['bottleneck']['name']}"
-        if parted
-        else tokenizer["name"],
-        *(parts[p]["name"] for p in ("plan", "context", "head")),
+        *(named[part] for part in ("tokenizer", "plan", "context", "head")),
         str(last["tokens"]),
         f"{round(samples['network_calls'], 1):g}",
         f"{last['class_agreement']:.3f}" if "class_agreement" in last else "",

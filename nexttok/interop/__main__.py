@@ -55,10 +55,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(args: argparse.Namespace) -> str:
     """Converts released files; returns what to say."""
-    from nexttok import importing, main  # jax loads here: --help stays instant
+    from nexttok import config_files, importing  # jax loads here: --help stays instant
 
     exps = importing.variants(
-        args.systems, args.config, args.out, main.load_config, main.variants_of
+        args.systems, args.config, args.out, config_files.load_config, config_files.variants_of
     )
     files = dict(zip(args.systems, args.checkpoints, strict=True))
     made = importing.import_checkpoints(files, exps, args.out)

@@ -14,7 +14,9 @@ def run(root, name, **samples):
     """A workdir with what the table reads."""
     root.mkdir()
     parts = {p: {"name": p} for p in ("plan", "context", "head")}
-    config = {"tokenizer": {p: {"name": n} for p, n in TOKENIZER.items()}, "generator": parts}
+    tokenizer = {p: {"name": n} for p, n in TOKENIZER.items()} | {"name": "autoencoder"}
+    config = {"tokenizer": tokenizer, "generator": parts, "stages": ["tokenizer", "generator"]}
+    config |= {"sampler": {"name": "plan"}}
     prefixes = [{"tokens": 16, "class_agreement": 0.9, "frechet_distance": 0.25}]
     results = {"name": name, "samples": {"network_calls": 8, "prefixes": prefixes} | samples}
     (root / "config.json").write_text(json.dumps(config))

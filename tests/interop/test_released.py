@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nexttok import experiment, importing
+from nexttok.config_files import load_config, variants_of
 from nexttok.experiment import TRAINING_ONLY
-from nexttok.main import load_config, variants_of
 from nexttok.nn.flextok import patch_positions
 from nexttok.nn.networks.vit import fixed_positions
 from tests.parity import released
