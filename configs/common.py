@@ -61,7 +61,8 @@ def base() -> ConfigDict:
                 # plan | jacobi | self_speculative | zipar | lpd | disa | recap | parallel |
                 # tts_var | beam | diverse_beam | stochastic_beam | contrastive_search
                 name="plan",
-                window=0,  # guesses of a call; zipar: columns between rows; 0 for its own
+                window=0,  # guesses of a call; 0 for its own
+                lag=0.0,  # zipar: columns by which a row is behind the one above; 0 for its own
                 init="",  # jacobi: what a guess starts as, "" for random
                 # self_speculative: layers that guess, () for every other one; number of guesses:
                 # "" fixed | threshold | thompson; mass of similar codes that counts for a guess,

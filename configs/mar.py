@@ -29,7 +29,10 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizers.kl()
     config.generator = generator()
     common.digits(config)
-    config.train.generator.update(steps=1000, optimizer="muon", learning_rate=3e-3)
+    config.train.tokenizer.steps = 850
+    config.train.generator.update(
+        steps=850, batch_size=96, optimizer="muon", learning_rate=3e-3
+    )  # fmt: skip
     config.sample.update(guidance=2.0, guidance_shape="linear", guidance_clock="masked")
     if variant == "tiny":
         common.tiny(config)

@@ -116,7 +116,7 @@ def _causal_sampler(exp):
         del given
         model = views.causal(gen, params["generator"], label, plan, scale, exp.sample.mix)
         if choice.name == "zipar" and choice.adaptive:
-            grid, least = gen.spec.grid, choice.width(gen.spec.grid)
+            grid, least = gen.spec.grid, int(choice.width(gen.spec.grid))
             tokens, stats = adaptive_zipar(model, grid, least, warp, len(label), key)
         elif choice.name == "zipar":
             tokens, stats = zipar(model, choice.wavefront(gen.spec.grid), warp, len(label), key)

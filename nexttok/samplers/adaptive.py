@@ -70,7 +70,7 @@ def adaptive_zipar(
       ConfigError: a window that is not 1 .. columns.
     """
     height, width = grid
-    check(1 <= least <= width, "sampler.window", least, f"1 .. {width} columns")
+    check(1 <= least <= width, "sampler.lag", least, f"1 .. {width} columns")
     n, running = height * width, min(height, -(-width // least) + 1)
     each, line = jnp.arange(batch), jnp.arange(batch)[:, None]
 

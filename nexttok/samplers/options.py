@@ -1,6 +1,7 @@
 """Which sampler generates: `config.sampler`."""
 
 import dataclasses
+import math
 
 from nexttok.config import check, check_unread
 from nexttok.samplers.annealing import SHAPES, annealed
@@ -15,7 +16,7 @@ READS = {
     "plan": (),
     "jacobi": ("window", "init"),
     "self_speculative": ("window", "layers", "control", "relax", "relative", "neighbours"),
-    "zipar": ("window", "adaptive"),
+    "zipar": ("lag", "adaptive"),
     "lpd": ("orders",),
     "disa": ("solver_steps", "anneal"),
     "recap": ("whole", "local"),
@@ -29,11 +30,11 @@ READS = {
 CAUSAL = ("jacobi", "self_speculative", "zipar")  # they see the generator as a causal model
 SEARCHES = ("beam", "diverse_beam", "stochastic_beam", "contrastive_search")  # and so do these
 OFF = {
-    "window": 0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0, "layers": (),
-    "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal": "", "whole": 0,
-    "local": 0, "threshold": 0.0, "factor": 0.0, "particles": (), "early": 0, "features": "",
-    "reward": "", "potential": "", "strength": 0.0, "beams": 0, "groups": 0, "penalty": 0.0,
-    "candidates": 0, "alpha": 0.0,
+    "window": 0, "lag": 0.0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0,
+    "layers": (), "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal":
+    "", "whole": 0, "local": 0, "threshold": 0.0, "factor": 0.0, "particles": (), "early": 0,
+    "features": "", "reward": "", "potential": "", "strength": 0.0, "beams": 0, "groups": 0,
+    "penalty": 0.0, "candidates": 0, "alpha": 0.0,
 }  # fmt: skip
 NUMBERS = tuple(name for name, off in OFF.items() if type(off) in (int, float))
 WORDS = {
@@ -77,9 +78,9 @@ class SamplerConfig:
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
         self_speculative, zipar, parallel, tts_var, beam, diverse_beam, stochastic_beam,
         contrastive_search.
-      window: guesses of a call (own: 15 of jacobi, 4 of self_speculative); zipar: by how many
-        columns a row is behind the one above it (own: a third of them), at least so if adaptive
-        (adaptive.py).
+      window: guesses of a call (own: 15 of jacobi, 4 of self_speculative).
+      lag: zipar: the window, by how many columns a row is behind the one above it (own: 0.4 of
+        them); 1.5 is by 2 and 1 in turn; with adaptive the least one, and whole.
       init: jacobi: what a guess starts as (drafts/jacobi.py; own: random).
       layers: self_speculative: the layers that guess (own: every other one, the first included).
       control: self_speculative: how many guesses there are (drafts/model.py; own: always all).
@@ -104,6 +105,7 @@ class SamplerConfig:
 
     name: str
     window: int
+    lag: float
     init: str
     relax: float
     relative: bool
@@ -164,6 +166,8 @@ class SamplerConfig:
             need(flat, "these tokens have no rows")
         if self.name == "zipar":
             self.wavefront(asked.grid)
+            whole = not self.adaptive or float(self.lag).is_integer()
+            check(whole, "sampler.lag", self.lag, "a whole number with sampler.adaptive")
         elif self.name == "lpd":
             need(asked.kind == "random", "the plan's order is not random")
         elif self.name == "tts_var":
@@ -215,9 +219,10 @@ class SamplerConfig:
         """The calls of zipar on a grid."""
         return wavefront(*grid, self.width(grid))
 
-    def width(self, grid: tuple[int, ...]) -> int:
+    def width(self, grid: tuple[int, ...]) -> float:
         """The window of zipar on a grid."""
-        return self.window or max(grid[1] // 3, 1)
+        own = 0.4 * grid[1]
+        return self.lag or max(math.floor(own) if self.adaptive else own, 1)
 
     def controlled(self) -> drafts.Control:
         """How many guesses self_speculative makes."""

@@ -7,13 +7,15 @@ together. Each token sees what is drawn of the tokens before it.
                  2  3  4  5
                  4  5  6  7
 
-Where the true token before a row's first is not drawn yet, the last one of the row above that
-stands in, and is replaced when it is known. (He et al., "ZipAR: Parallel Auto-regressive Image
-Generation through Spatial Locality", 2024. The released code draws the first row alone, and lets
-tokens attend to slots that hold nothing; here those are masked.)
+A window of 1.5 is one of 2 and of 1 in turn. Where the true token before a row's first is not drawn
+yet, the last one of the row above that stands in, and is replaced when it is known. (He et al.,
+"ZipAR: Parallel Auto-regressive Image Generation through Spatial Locality", 2024, where windows are
+whole. The released code draws the first row alone, and lets tokens attend to slots that hold
+nothing; here those are masked.)
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -41,21 +43,24 @@ class Wavefront:
     drawn: Bool[np.ndarray, "T S"]
 
 
-def wavefront(rows: int, columns: int, window: int) -> Wavefront:
-    """The schedule of a grid: columns + (rows - 1) window calls.
+def wavefront(rows: int, columns: int, window: float) -> Wavefront:
+    """The schedule of a grid: row r starts at call ceil(r window), and columns + ceil((rows - 1)
+    window) calls draw all.
 
     Raises:
       ConfigError: a window that is not 1 .. columns.
     """
-    check(1 <= window <= columns, "sampler.window", window, f"1 .. {columns} columns")
-    calls: list[list[tuple]] = [[] for _ in range(columns + (rows - 1) * window)]
-    for r in range(rows):
+    check(1 <= window <= columns, "sampler.lag", window, f"1 .. {columns} columns")
+    starts = [math.ceil(r * window) for r in range(rows)]
+    calls: list[list[tuple]] = [[] for _ in range(columns + starts[-1])]
+    for r, start in enumerate(starts):
         for c in range(columns):
-            slot, call = r * columns + c, c + r * window
-            held = slot - 1 if c else _before_row(r, columns, window)
+            slot, call = r * columns + c, c + start
+            held = slot - 1 if c else _before_row(r, columns, starts)
             calls[call].append((slot, max(held, 0), True))
-        if r and window < columns:  # the true token before this row is known by now
-            calls[columns + (r - 1) * window].append((r * columns, r * columns - 1, False))
+        above = columns + starts[r - 1]  # from this call on the true token before the row is known
+        if r and start < above:
+            calls[above].append((r * columns, r * columns - 1, False))
     most = max(map(len, calls))
     end = rows * columns
     padded = [call + [(end + s, 0, False) for s in range(len(call), most)] for call in calls]
@@ -63,15 +68,15 @@ def wavefront(rows: int, columns: int, window: int) -> Wavefront:
     return Wavefront(slots, held, drawn.astype(bool))
 
 
-def _before_row(row, columns, window):
+def _before_row(row, columns, starts):
     """What stands for the token before a row when its first is drawn."""
     if row == 0:
         return 0
-    call, above = row * window, row - 1
-    if call > columns - 1 + above * window:
+    call, above = starts[row], row - 1
+    if call > columns - 1 + starts[above]:
         return row * columns - 1
     above = max(above - 1, 0)
-    drawn = min(call - above * window, columns)
+    drawn = min(call - starts[above], columns)
     return above * columns + drawn - 1
 
 

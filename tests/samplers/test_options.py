@@ -46,14 +46,14 @@ def drawn(temperature=1.0, guidance=2.0, depth=1, label=(0, 1, 2, 3), **sampler)
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_zipar_of_a_whole_row_is_raster(guidance):
-    tokens, stats = drawn(guidance=guidance, name="zipar", window=4)
+    tokens, stats = drawn(guidance=guidance, name="zipar", lag=4.0)
     np.testing.assert_array_equal(tokens, drawn(guidance=guidance)[0])
     assert stats["network_calls"] == 16
 
 
 def test_zipar_takes_a_call_for_every_front():
     tokens, stats = drawn(name="zipar")
-    assert stats["network_calls"] == 7
+    assert stats["network_calls"] == 9
     assert tokens.shape == (4, 16)
     assert (tokens != drawn()[0]).any()
 
@@ -80,7 +80,7 @@ BAD = {
     "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | zipar"),
     "unread": (llamagen, dict(init="random"), "sampler.init = 'random': expected '', as sampl"),
     "window": (llamagen, dict(name="jacobi", window=-1), "at least 0"),
-    "wide": (llamagen, dict(name="zipar", window=5), "sampler.window = 5: expected 1 .. 4 columns"),
+    "wide": (llamagen, dict(name="zipar", lag=5.0), "sampler.lag = 5.0: expected 1 .. 4 columns"),
     "init": (llamagen, dict(name="jacobi", init="left"), "repeat_left | repeat_above"),
     "line": (flextok, dict(name="zipar"), "another, as these tokens have no rows"),
     "above": (flextok, dict(name="jacobi", init="repeat_above"), "as these tokens have no rows"),

@@ -1,6 +1,7 @@
 """ZipAR: its schedule, exactness where nothing it does not see matters, and raster as a limit."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,11 @@ COUNT = 50_000
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (3, 5), (1, 4), (4, 1)])
 def test_every_token_is_drawn_once_after_the_token_it_is_given(rows, columns):
-    for window in range(1, columns + 1):
+    for window in (*range(1, columns + 1), 1.5, columns / 2):
+        if not 1 <= window <= columns:
+            continue
         found = wavefront(rows, columns, window)
-        assert len(found.slots) == columns + (rows - 1) * window
+        assert len(found.slots) == columns + math.ceil((rows - 1) * window)
         call_of = {}
         for call, (slots, held, drawn) in enumerate(
             zip(found.slots, found.held, found.drawn, strict=True)
@@ -35,7 +38,7 @@ def test_every_token_is_drawn_once_after_the_token_it_is_given(rows, columns):
             call_of |= {s: call for s, new in zip(slots, drawn, strict=True) if new}
         assert sorted(call_of) == list(range(rows * columns))
         for slot in range(columns, rows * columns):  # above, and to the right as far as the window
-            right = min(slot % columns + window - 1, columns - 1) - slot % columns
+            right = min(slot % columns + int(window) - 1, columns - 1) - slot % columns
             assert call_of[slot - columns + right] < call_of[slot]
         # the true token before a row is read in whenever a stand-in was
         last = {s: t for row in zip(found.slots, found.held, strict=True)
@@ -119,5 +122,5 @@ def test_a_window_that_is_too_small_widens_by_itself():
 
 @pytest.mark.parametrize("window", [0, 4])
 def test_refuses_a_window_that_is_not_of_the_grid(window):
-    with pytest.raises(ConfigError, match=r"sampler.window = \d: expected 1 .. 3 columns"):
+    with pytest.raises(ConfigError, match=r"sampler.lag = \d: expected 1 .. 3 columns"):
         wavefront(2, 3, window)
