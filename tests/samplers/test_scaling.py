@@ -216,12 +216,6 @@ def test_of_particles_drawn_like_plain_samples_the_best_is_kept():
     assert stats == {"steps": 2, "network_calls": 2, "rows": 6, "judged": 3}
 
 
-def test_clusters_of_latents():
-    tokens, stats = drawn((0, 3), name="tts_var", particles=(3, 2), reward="certainty")
-    assert tokens.shape == (2, 17)
-    assert stats == {"steps": 2, "network_calls": 2, "rows": 5, "judged": 2}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("features", ["pca", "pooled", "class", "none"])
 def test_particles_of_every_kind(features):
