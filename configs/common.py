@@ -59,7 +59,7 @@ def base() -> ConfigDict:
             ),
             sampler=dict(
                 # plan | jacobi | self_speculative | zipar | lpd | disa | recap | parallel |
-                # tts_var | beam | diverse_beam | stochastic_beam | contrastive_search
+                # revocable | tts_var | beam | diverse_beam | stochastic_beam | contrastive_search
                 name="plan",
                 window=0,  # guesses of a call; 0 for its own
                 lag=0.0,  # zipar: columns by which a row is behind the one above; 0 for its own
@@ -80,6 +80,7 @@ def base() -> ConfigDict:
                 local=0,  # recap: steps after each later one that compute less, 0 for 1
                 threshold=0.0,  # parallel: probability from which tokens are revealed, 0 for 0.9
                 factor=0.0,  # parallel: instead, the n surest while (n + 1) (1 - p) is below it
+                persistent=False,  # revocable: tokens of low frequency stay once they are drawn
                 # tts_var: particles at each scale, () for the paper's; scales in front after which
                 # those differ that go on, 0 for half; by "" pca | pooled | class | none; reward
                 # "" class | certainty; "" value | diff | max | sum | none of it, times 0: 10

@@ -50,11 +50,14 @@ class Masked:
       tokens: N; vocab: V.
       predict: (tokens [B, N], hidden [B, N]) -> logits [B, N, V], guided but not warped; hidden
         tokens are not read.
+      watch: as predict -> (logits, [B, N] the attention that every token receives, the mean over
+        layers); None where that is not known.
     """
 
     tokens: int
     vocab: int
     predict: Callable[[Array, Array], Array]
+    watch: Callable[[Array, Array], tuple[Array, Array]] | None = None
 
 
 def ancestry(parents: Int[Array, "B S"]) -> tuple[Int[Array, "B S"], Bool[Array, "B S S"]]:

@@ -20,7 +20,7 @@ from nexttok.samplers.options import OFF, READS
 log = logging.getLogger("nexttok")
 
 BATCH, REPEATS = 8, 5  # of the timing
-COUNTED = ("rounds", "accepted", "rows", "judged")  # beside calls: means of a sample
+COUNTED = ("rounds", "accepted", "rows", "judged", "revoked")  # beside calls: means of a sample
 
 
 def variant(exp: Experiment, text: str) -> Experiment:

@@ -24,6 +24,8 @@ from nexttok.samplers.speculative import speculate
 from nexttok.samplers.zipar import zipar
 from nexttok.steps import random_order
 
+MADE = {"tts_var": searches.tts_var, "revocable": searches.revoking}
+
 
 def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     """A jitted (params, label [B], key, given [B, N, ...]) -> (tokens [B, n, ...], stats).
@@ -39,12 +41,12 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     """
     gen, cfg, plan = exp.generator, exp.sample, exp.plan
     name = exp.sampler.name
-    if name in (*CAUSAL, *SEARCHES, "lpd", "parallel", "tts_var"):
+    if name in (*CAUSAL, *SEARCHES, *MADE, "lpd", "parallel"):
         check(known is None, "sampler.name", name, "plan to edit an image")
     if name in SEARCHES:
         return searches.strings(exp)
-    if name == "tts_var":
-        return searches.tts_var(exp)
+    if name in MADE:
+        return MADE[name](exp)
     if name in CAUSAL:
         return _causal_sampler(exp)
     if name == "parallel":

@@ -1,4 +1,5 @@
-"""Samplers of an experiment that follow several candidates: TTS-VAR over scales, and searches."""
+"""Samplers of an experiment that follow several candidates, TTS-VAR over scales and searches, or
+that revoke what they drew."""
 
 import functools
 import itertools
@@ -12,6 +13,7 @@ from nexttok.evals import classifier
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.samplers import scaling
+from nexttok.samplers.revocable import revocable
 from nexttok.samplers.search import assigned, beams, contrastive_search
 from nexttok.tokens import Tokens
 
@@ -102,5 +104,23 @@ def strings(exp: Experiment):
         calls = n + (choice.name == "contrastive_search")
         stats = {"steps": n, "network_calls": calls, "rows": calls * len(rows) / len(label)}
         return jnp.take(tokens, jnp.argsort(jnp.asarray(plan.order)), axis=1), stats
+
+    return sample
+
+
+def revoking(exp: Experiment):
+    """As sampling.sampler, by revocable.py: as many tokens stay as the plan has drawn by then."""
+    gen, plan, strength = exp.generator, exp.plan, exp.sample.strength
+    scale = None if strength.off else lambda at: strength.scale(at, plan)
+    kept = tuple(itertools.accumulate(plan.sizes))
+
+    @jax.jit
+    def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
+        del given
+        model = views.masked(gen, params["generator"], label, plan, scale, exp.sample.mix)
+        return revocable(
+            model, exp.sample.warp, kept, len(label), key, None, exp.sampler.persistent,
+            exp.sample.confidence,
+        )  # fmt: skip
 
     return sample

@@ -90,14 +90,23 @@ def masked(
     labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
     weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
 
-    def predict(tokens, hidden):
+    def run(tokens, hidden, noted):
         slots = canvas(jnp.where(hidden, 0, tokens), hidden, prefix)
         slots = slots if scale is None else slots.twice()
-        states = gen.network.apply({"params": params["backbone"]}, slots, labels)[0]
+        read = {"params": params["backbone"]}, slots, labels
+        (states, _), found = gen.network.apply(*read, mutable=noted)
         known = (~hidden).sum(1).astype(jnp.int32)
-        return _guided(gen.head.outputs(weights, states[:, prefix:]), known, n, scale, mix)
+        logits = gen.head.outputs(weights, states[:, prefix:])
+        return _guided(logits, known, n, scale, mix), found
 
-    return Masked(n, gen.spec.vocab, predict)
+    def watch(tokens, hidden):
+        logits, found = run(tokens, hidden, ["attention"])
+        # [layers, B, slots] of every stack that sees all slots
+        maps = [x for x in jax.tree.leaves(found) if x.shape[-1] == prefix + n]
+        received = jnp.concatenate(maps).mean(0)
+        return logits, received[: len(tokens), prefix:]
+
+    return Masked(n, gen.spec.vocab, lambda *args: run(*args, [])[0], watch)
 
 
 def _guided(logits, known, n, scale, mix):

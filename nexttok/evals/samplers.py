@@ -19,6 +19,7 @@ COLUMNS = (
 OTHERS = {
     "rounds": "a sample", "accepted": "guesses kept", "head_calls": "of the head",
     "local_calls": "local", "rows": "rows a sample", "judged": "judged",
+    "revoked": "revoked",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nexttok.nn.cache import Cache
-from nexttok.nn.kernels import attend
+from nexttok.nn.kernels import attend, received
 from nexttok.nn.linear import Linear
 from nexttok.nn.norms import Norm, unit
 from nexttok.nn.positions import rotate
@@ -72,7 +72,8 @@ class Attention(nn.Module):
         `runs` and `filled` (see nn/slots.py); with a cache, whose `layer` this is, it also reads
         the slots written before. Only the slots that are `wanted` ask (None: all do).
         Cross-attention reads `context` where `context_mask` is True; `rotary` turns no key of it.
-        Queries and keys, not values, are also made of the places of their slots.
+        Queries and keys, not values, are also made of the places of their slots. A mutable
+        collection "attention" is told what every key receives (nn/kernels.py).
         """
         heads = self.width // self.head_dim
         placed = x if place is None else x + place[None].astype(x.dtype)
@@ -121,6 +122,8 @@ class Attention(nn.Module):
             drop = nn.Dropout(self.weight_dropout, deterministic=False, name="weight_dropout")
         runs = runs if wanted is None and context is None else ()
         k, v = k.astype(q.dtype), v.astype(q.dtype)
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            self.sow("attention", "received", received(q, k, mask, scale))
         y = attend(q, k, v, mask, scale, drop, runs)
         init = self.init if self.proj_init is None else self.proj_init
         y = Linear(self.width, self.bias, init, self.dtype, name="proj")(

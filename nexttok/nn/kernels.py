@@ -80,13 +80,28 @@ def dense(q, k, v, mask, scale, drop=None, cuts=()) -> Float[Array, "B Q H d"]:
             seen = None if mask is None else mask[..., low:high, :high]
             parts.append(dense(q[:, low:high], k[:, :high], v[:, :high], seen, scale, drop))
         return jnp.concatenate(parts, axis=1)
+    weights = _weights(q, k, mask, scale).astype(v.dtype)
+    weights = weights if drop is None else drop(weights)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def _weights(q, k, mask, scale):
+    """[B, H, Q, K], float32."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights if drop is None else drop(weights)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def received(
+    q: Float[Array, "B Q H d"],
+    k: Float[Array, "B K H d"],
+    mask: Bool[Array, "Q K"] | Bool[Array, "B Q K"] | None,
+    scale: float,
+) -> Float[Array, "B K"]:
+    """The attention that every key receives, the mean over queries and heads; it sums to one."""
+    return _weights(q, k, mask, scale).mean((1, 2))
 
 
 def _splash_takes(q) -> bool:

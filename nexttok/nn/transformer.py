@@ -318,7 +318,7 @@ def _scanned(c, depth):
     """The class of `depth` blocks under one scan."""
     return nn.scan(
         nn.remat(Block, prevent_cse=False) if c.remat else Block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "attention": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *[nn.broadcast] * 7),
         length=depth,

@@ -22,6 +22,7 @@ READS = {
     "recap": ("whole", "local"),
     "parallel": ("threshold", "factor"),
     "tts_var": ("particles", "early", "features", "reward", "potential", "strength"),
+    "revocable": ("persistent",),
     "beam": ("beams",),
     "diverse_beam": ("beams", "groups", "penalty"),
     "stochastic_beam": ("beams",),
@@ -31,10 +32,10 @@ CAUSAL = ("jacobi", "self_speculative", "zipar")  # they see the generator as a 
 SEARCHES = ("beam", "diverse_beam", "stochastic_beam", "contrastive_search")  # and so do these
 OFF = {
     "window": 0, "lag": 0.0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0,
-    "layers": (), "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal":
-    "", "whole": 0, "local": 0, "threshold": 0.0, "factor": 0.0, "particles": (), "early": 0,
+    "layers": (), "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal": "",
+    "whole": 0, "local": 0, "threshold": 0.0, "factor": 0.0, "particles": (), "early": 0,
     "features": "", "reward": "", "potential": "", "strength": 0.0, "beams": 0, "groups": 0,
-    "penalty": 0.0, "candidates": 0, "alpha": 0.0,
+    "penalty": 0.0, "candidates": 0, "alpha": 0.0, "persistent": False,
 }  # fmt: skip
 NUMBERS = tuple(name for name, off in OFF.items() if type(off) in (int, float))
 WORDS = {
@@ -76,8 +77,8 @@ class SamplerConfig:
     Attributes:
       name: plan (the executor follows the plan), lpd (it does, in orders of its own), disa (in
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
-        self_speculative, zipar, parallel, tts_var, beam, diverse_beam, stochastic_beam,
-        contrastive_search.
+        self_speculative, zipar, parallel, revocable, tts_var, beam, diverse_beam,
+        stochastic_beam, contrastive_search.
       window: guesses of a call (own: 15 of jacobi, 4 of self_speculative).
       lag: zipar: the window, by how many columns a row is behind the one above it (own: 0.4 of
         them); 1.5 is by 2 and 1 in turn; with adaptive the least one, and whole.
@@ -100,6 +101,7 @@ class SamplerConfig:
         potential, strength: what is made of rewards (scaling.py; own: value, 10).
       beams: strings of a search (own: 4); groups, penalty: diverse_beam: of beams that avoid each
         other's tokens (own: one a beam, 0.5).
+      persistent: revocable: tokens of low frequency stay once they are drawn (revocable.py).
       candidates, alpha: contrastive_search: likeliest tokens, weight of unlikeness (own: 5, 0.6).
     """
 
@@ -131,6 +133,7 @@ class SamplerConfig:
     penalty: float
     candidates: int
     alpha: float
+    persistent: bool
 
     def __post_init__(self):
         check(self.name in READS, "sampler.name", self.name, " | ".join(READS))
@@ -179,7 +182,7 @@ class SamplerConfig:
         elif self.name == "recap":
             need(asked.masked, "the context is not mask")
             self.merged(asked.sizes)
-        elif self.name == "parallel":
+        elif self.name in ("parallel", "revocable"):
             need(
                 asked.masked and asked.vocab > 0,
                 "the model does not predict masked discrete tokens",

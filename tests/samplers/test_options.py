@@ -71,8 +71,6 @@ def test_contrast_is_the_same_to_every_sampler():
     tokens, _ = drawn(0.0, 1.0, contrast=0.05, name="jacobi", window=5)
     np.testing.assert_array_equal(tokens, drawn(0.0, 1.0, contrast=0.05)[0])
     assert (tokens != drawn(0.0, 1.0)[0]).any()
-    likeliest = drawn(0.0, 1.0, contrast=1.0)[0]  # nothing else is as likely as the likeliest
-    np.testing.assert_array_equal(likeliest, drawn(0.0, 1.0)[0])
 
 
 SELF = "self_speculative"
@@ -137,10 +135,11 @@ def test_searches_without_a_choice_are_greedy_raster(search):
     tokens, stats = drawn(**search)
     np.testing.assert_array_equal(tokens, drawn(0.0)[0])
     assert stats["network_calls"] == 16 + (search["name"] == "contrastive_search")
-    np.testing.assert_array_equal(drawn(0.0, name="contrastive_search")[0], tokens)
 
 
-@pytest.mark.parametrize("name", ["beam", "diverse_beam", "stochastic_beam"])
+@pytest.mark.parametrize(
+    "name", ["beam", pytest.param("diverse_beam", marks=pytest.mark.slow), "stochastic_beam"]
+)
 def test_rows_of_a_class_are_strings_of_one_search(name):
     label = (2, 0, 2, 2, 0)
     tokens, stats = drawn(1.0, 1.0, label=label, name=name, beams=2)
