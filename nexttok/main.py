@@ -22,6 +22,8 @@ MODES = {
     "cluster": "k-means of a tokenizer's codes into config.eval.clusters coarse labels",
     "sample": "draw images from a finished run (config.sample.*)",
     "samplers": "measure the samplers that fit a finished run against each other (--samplers)",
+    "sweep": "train every member of the config's own sweep, or of --sweep, that is not finished; "
+    "then print the table of all",
     "compile": "compile the training steps and the sampler; print memory, FLOPs, collectives and "
     "the best possible time per device; nothing is run",
 }
@@ -53,6 +55,12 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--samplers", default="", metavar="A;B,KEY=N",
         help="with --mode=samplers: some only, with their options, 'zipar;jacobi,window=7'",
     )  # fmt: skip
+    many = parser.add_argument_group("sweep")
+    many.add_argument(
+        "--sweep", nargs="+", default=[], metavar="KEY=A;B",
+        help="the products of these, in place of the config's own: 'seed=0;1'",
+    )  # fmt: skip
+    many.add_argument("--share", default="", metavar="I/N", help="every N-th member from I on")
     ahead = parser.add_argument_group("compile")
     ahead.add_argument("--topology", default="", help="TPU slices: v5p:2x2x1, or several, a,b,c")
     ahead.add_argument("--slices", type=int, default=1, help="such slices joined by the network")
@@ -102,7 +110,10 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(args.config)
         for assignment in overrides:
             override(config, assignment)
-        dispatch(args, config)
+        if args.mode == "sweep":
+            run_sweep(args, overrides)
+        else:
+            dispatch(args, config)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -119,6 +130,27 @@ def check_workdir(workdir: str) -> None:
         raise ConfigError(f"--workdir = {workdir!r}: expected a local folder, or a mounted one")
 
 
+def workdir_of(args: argparse.Namespace) -> str:
+    """--workdir, or runs/<config>_<variant>, of a sweep with its name behind."""
+    name, _, variant = args.config.partition(":")
+    behind = "_sweep" if args.mode == "sweep" else ""
+    workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}{behind}"
+    check_workdir(workdir)
+    return workdir
+
+
+def run_sweep(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Runs the members; the devices are theirs, one after the other."""
+    from nexttok import sweep
+
+    flags = [f"--{n}={v}" for n in ("coordinator", "processes") if (v := getattr(args, n))]
+    flags += [f"--process={args.process}"] if args.process >= 0 else []
+    request = sweep.Request(
+        args.config, tuple(overrides), tuple(args.sweep), args.share, tuple(flags)
+    )
+    sweep.run(request, workdir_of(args))
+
+
 def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     """Runs the mode."""
     from nexttok import (
@@ -131,9 +163,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     if args.mode != "compile":
         distributed.start(args.coordinator, args.processes, args.process)
     exp = experiment.resolve(config)
-    name, _, variant = args.config.partition(":")
-    workdir = args.workdir or f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
-    check_workdir(workdir)
+    workdir = workdir_of(args)
     if args.mode == "compile":
         topologies, names = (
             tuple(filter(None, text.split(","))) for text in (args.topology, args.programs)
