@@ -1,5 +1,7 @@
 """Defaults shared by every config. A paper's file shows only what makes that paper itself."""
 
+import itertools
+
 from ml_collections import ConfigDict
 
 
@@ -133,6 +135,13 @@ def stage(**changes) -> dict:
         )
         | changes
     )
+
+
+def product(values: dict) -> list[dict]:
+    """A sweep: every choice of one value for each key, {"a.b": (1, 2)} -> [{"a.b": 1}, ...]."""
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]
 
 
 def section(**keys) -> ConfigDict:

@@ -53,6 +53,12 @@ def get_config(variant="digits"):
     return config
 
 
+def get_sweep(variant="digits"):
+    """Learning rates of the generator; config.tokenizer_checkpoint spares each the tokenizer."""
+    rate = get_config(variant).train.generator.learning_rate
+    return common.product({"train.generator.learning_rate": (rate / 2, rate, 2 * rate)})
+
+
 def imagenet(config, resolution, width, depth, head_dim, hidden, guidance):
     """A model of the paper; AdamW at 1e-4 per 256 images, constant."""
     common.imagenet(config, resolution)

@@ -40,6 +40,12 @@ def get_config(variant="digits"):
     return config
 
 
+def get_sweep(variant="digits"):
+    """Codebooks of several sizes, a fourth and four times the variant's."""
+    size = get_config(variant).tokenizer.bottleneck.size
+    return common.product({"tokenizer.bottleneck.size": (size // 4, size, 4 * size)})
+
+
 def network():
     """Sonnet's example; a quarter of the picture's side."""
     return dict(name="strided", width=128, halvings=2, blocks=2, residual=32)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nexttok.config_files import load_config, override
     from nexttok.evaluate import Models
     from nexttok.experiment import Experiment, resolve
+    from nexttok.extension import add_plan, extend
     from nexttok.generator import Generator
     from nexttok.plans import Plan
     from nexttok.run import run_eval, run_train, trained
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "ConfigError", "Experiment", "Generator", "Models", "Plan", "TokenSpec", "Tokens",
-    "load_config", "override", "resolve", "run_eval", "run_train", "trained",
+    "add_plan", "extend", "load_config", "override", "resolve", "run_eval", "run_train", "trained",
 ]  # fmt: skip
 _WHERE = {
     "config": ("ConfigError",),
     "config_files": ("load_config", "override"),
     "evaluate": ("Models",),
     "experiment": ("Experiment", "resolve"),
+    "extension": ("add_plan", "extend"),
     "generator": ("Generator",),
     "plans": ("Plan",),
     "run": ("run_eval", "run_train", "trained"),

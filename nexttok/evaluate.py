@@ -14,7 +14,7 @@ import numpy as np
 from nexttok import sampling
 from nexttok.config import check
 from nexttok.data.loader import load_source, make_loader
-from nexttok.evals import frechet, metrics
+from nexttok.evals import film, frechet, metrics
 from nexttok.evals.classifier import train_classifier
 from nexttok.evals.memorization import memorization
 from nexttok.evals.videos import frames
@@ -147,7 +147,8 @@ def batched(fn, size: int, *arrays: np.ndarray, key: Any = None) -> np.ndarray:
 def drawn(
     models: Models, labels: np.ndarray, given: np.ndarray, size: int, key: Any
 ) -> tuple[np.ndarray, dict]:
-    """Tokens of every label in batches of `size`, and the means of what the sampler counts.
+    """Tokens of every label in batches of `size`, and the means of what the sampler counts; where
+    the executor ran, also the `order` [B, n] that each was drawn in.
 
     `given` holds what samples start from (see `openings`).
     """
@@ -156,11 +157,13 @@ def drawn(
     def draw(label, opening, key):
         tokens, found = models.sample_from(label, opening, key)
         for name, value in found.items():
-            stats.setdefault(name, []).append(np.mean(value))
+            stats.setdefault(name, []).append(value if name == "order" else np.mean(value))
         return tokens
 
     tokens = batched(draw, size, labels, given, key=key)
-    return tokens, {name: float(np.mean(values)) for name, values in stats.items()}
+    orders = stats.pop("order", ())
+    found = {name: float(np.mean(values)) for name, values in stats.items()}
+    return tokens, found | ({"order": np.concatenate(orders)[: len(labels)]} if orders else {})
 
 
 def reconstruction(models: Models, images: np.ndarray, classifier, key) -> tuple[dict, dict]:
@@ -277,7 +280,8 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
 
     Returns:
       Results (class agreement and Frechet distance by length, memorization at full length), and
-      the first images (or videos) of the first classes by length with their labels.
+      the first images (or videos) of the first classes by length, with their labels and, where it
+      is known, the step that drew every token.
     """
     exp = models.experiment
     count, size = exp.eval.samples, min(exp.eval.batch_size, exp.eval.samples)
@@ -309,9 +313,10 @@ def samples(models: Models, test: dict[str, np.ndarray], classifier, key) -> tup
         "prefixes": table,
         "memorization": memorization(np.concatenate(first), train_images(exp, COMPARED)),
         "classifier_accuracy": float(classifier.accuracy),
-        **{name: value for name, value in stats.items() if name != "steps"},
+        **{name: value for name, value in stats.items() if name not in ("steps", "order")},
     }
-    return results, {"labels": labels[shown], "images": images}
+    steps = film.steps_of(stats["order"][shown], exp.plan.sizes) if "order" in stats else None
+    return results, {"labels": labels[shown], "images": images, "steps": steps}
 
 
 def speed(models: Models, test: dict[str, np.ndarray], key) -> dict:

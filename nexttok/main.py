@@ -22,6 +22,8 @@ MODES = {
     "cluster": "k-means of a tokenizer's codes into config.eval.clusters coarse labels",
     "sample": "draw images from a finished run (config.sample.*)",
     "samplers": "measure the samplers that fit a finished run against each other (--samplers)",
+    "sweep": "train every member of the config's own sweep, or of --sweep, that is not finished; "
+    "then print the table of all",
     "compile": "compile the training steps and the sampler; print memory, FLOPs, collectives and "
     "the best possible time per device; nothing is run",
 }
@@ -57,6 +59,12 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--samplers", default="", metavar="A;B,KEY=N",
         help="with --mode=samplers: some only, with their options, 'zipar;jacobi,window=7'",
     )  # fmt: skip
+    many = parser.add_argument_group("sweep")
+    many.add_argument(
+        "--sweep", nargs="+", default=[], metavar="KEY=A;B",
+        help="the products of these, in place of the config's own: 'seed=0;1'",
+    )  # fmt: skip
+    many.add_argument("--share", default="", metavar="I/N", help="every N-th member from I on")
     ahead = parser.add_argument_group("compile")
     ahead.add_argument("--topology", default="", help="TPU slices: v5p:2x2x1, or several, a,b,c")
     ahead.add_argument("--slices", type=int, default=1, help="such slices joined by the network")
@@ -113,7 +121,10 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(args.config) if args.config else saved_config(overrides)
         for assignment in overrides:
             override(config, assignment)
-        dispatch(args, config)
+        if args.mode == "sweep":
+            run_sweep(args, overrides)
+        else:
+            dispatch(args, config)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -135,18 +146,34 @@ def saved_config(overrides: list[str]) -> ConfigDict:
     return weights.config_of(params_of(overrides))
 
 
-def default_workdir(config: str, params: str) -> str:
-    """Named by the config, without one by the weights."""
-    if config:
-        name, _, variant = config.partition(":")
-        return f"runs/{pathlib.Path(name).stem}_{variant or 'default'}"
-    return params.partition(",")[0].strip().removesuffix(".safetensors")
-
-
 def check_workdir(workdir: str) -> None:
     """Raises ConfigError for an address of a store, which would end up as a local folder."""
     if "://" in workdir:
         raise ConfigError(f"--workdir = {workdir!r}: expected a local folder, or a mounted one")
+
+
+def workdir_of(args: argparse.Namespace, params: str) -> str:
+    """--workdir, or runs/<config>_<variant>, of a sweep with its name behind; without a config that
+    of the weights."""
+    name, _, variant = args.config.partition(":") if args.config else ("", "", "")
+    behind = "_sweep" if args.mode == "sweep" else ""
+    named = f"runs/{pathlib.Path(name).stem}_{variant or 'default'}{behind}"
+    weights = params.partition(",")[0].strip().removesuffix(".safetensors")
+    workdir = args.workdir or (named if args.config else weights)
+    check_workdir(workdir)
+    return workdir
+
+
+def run_sweep(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Runs the members; the devices are theirs, one after the other."""
+    from nexttok import sweep
+
+    flags = [f"--{n}={v}" for n in ("coordinator", "processes") if (v := getattr(args, n))]
+    flags += [f"--process={args.process}"] if args.process >= 0 else []
+    request = sweep.Request(
+        args.config, tuple(overrides), tuple(args.sweep), args.share, tuple(flags)
+    )
+    sweep.run(request, workdir_of(args, params_of(overrides)))
 
 
 def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
@@ -161,8 +188,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
     if args.mode != "compile":
         distributed.start(args.coordinator, args.processes, args.process)
     exp = experiment.resolve(config)
-    workdir = args.workdir or default_workdir(args.config, exp.config.params)
-    check_workdir(workdir)
+    workdir = workdir_of(args, exp.config.params)
     if args.mode == "compile":
         topologies, names = (
             tuple(filter(None, text.split(","))) for text in (args.topology, args.programs)

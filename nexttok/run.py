@@ -16,7 +16,8 @@ from nexttok import clustering, comparison, editing, evaluate, token_files, trai
 from nexttok.config import check, read_json
 from nexttok.data.loader import class_names, make_loader
 from nexttok.distributed import alone, barrier, on_this_host
-from nexttok.evals import pictures, report, results
+from nexttok.evals import film, pictures, report, results
+from nexttok.evals.plan_pictures import save_plan
 from nexttok.evals.videos import save_animation, strip
 from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh, use_mesh
@@ -38,17 +39,25 @@ log = logging.getLogger("nexttok")
 # What may change between a run and its continuation: sections that do not touch what was trained
 # (weights.FREE_KEYS are the keys of the others that may).
 FREE = ("eval", "sample", "sampler", "mesh", "token_dataset", "profile", "params")
+FILMED = 4  # samples shown step by step
+
+
+def check_owner(exp: Experiment, workdir: str) -> None:
+    """Raises ConfigError where the workdir belongs to another config."""
+    path = pathlib.Path(workdir) / "config.json"
+    if path.is_file():
+        saved = read_json(path, "workdir", "a new workdir, or that of a run")
+        mine = json.loads(exp.config.to_json())
+        for section in sorted((set(saved) | set(mine)) - set(FREE)):
+            same(saved.get(section), mine.get(section), section,
+                  f"as {workdir} was started with; choose another --workdir")  # fmt: skip
 
 
 def open_workdir(exp: Experiment, workdir: str) -> None:
     """Makes the workdir, or checks that it belongs to this config, then writes config.json."""
+    check_owner(exp, workdir)
     path = pathlib.Path(workdir) / "config.json"
     mine = json.loads(exp.config.to_json())
-    if path.is_file():
-        saved = read_json(path, "workdir", "a new workdir, or that of a run")
-        for section in sorted((set(saved) | set(mine)) - set(FREE)):
-            same(saved.get(section), mine.get(section), section,
-                  f"as {workdir} was started with; choose another --workdir")  # fmt: skip
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         results.write_text(path, json.dumps(mine, indent=2, sort_keys=True) + "\n")
@@ -160,13 +169,14 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
     found["reconstruction"], decoded = evaluate.reconstruction(
         models, test["image"], classifier, stream(key, "reconstruction")
     )
-    shown = [draw_reconstructions(test["image"], decoded, workdir)]
+    draw_reconstructions(test["image"], decoded, workdir)
     if exp.generator is not None:
         likelihood = evaluate.likelihood(models, test["image"], test["label"])
         if likelihood:
             found["likelihood"] = likelihood
         found["samples"], drawn = evaluate.samples(models, test, classifier, stream(key, "samples"))
-        shown += draw_samples(exp, drawn, workdir)
+        draw_samples(exp, drawn, workdir)
+        draw_generation(exp, drawn, workdir)
         speed = evaluate.speed(models, test, stream(key, "speed"))
         # beside the results, which are the same on every machine and at every time
         results.write_results(os.path.join(workdir, "speed.json"), speed)
@@ -174,15 +184,12 @@ def measure(exp: Experiment, done: dict[str, Any], workdir: str) -> dict:
         splits = [evaluate.load_source(exp.data, s, exp.config.seed) for s in ("train", "test")]
         found["unreadable_files"] = sum(len(split.info.problems) for split in splits)
     results.write_results(os.path.join(workdir, "results.json"), found)
-    report.write_report(
-        os.path.join(workdir, "report.html"), f"nexttok: {exp.config.name}",
-        str(exp.config), found, shown, os.path.join(workdir, "metrics.jsonl"),
-    )  # fmt: skip
+    report.write_report(workdir)
     log.info("%s", summary(found))
     return found
 
 
-def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> tuple[str, str, str]:
+def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> None:
     """pictures/reconstructions.png: originals beside their prefixes."""
     rows = min(10, *(len(x) for x in decoded.values()))
     grid = np.stack([strip(x[:rows]) for x in (images, *decoded.values())], axis=1)
@@ -191,10 +198,9 @@ def draw_reconstructions(images: np.ndarray, decoded: dict, workdir: str) -> tup
         path, grid, title="Held-out images and their first tokens",
         col_labels=["original", *(str(n) for n in decoded)],
     )  # fmt: skip
-    return "Reconstructions", "Held-out images decoded from ever longer prefixes.", path
 
 
-def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, str, str]]:
+def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[str]:
     """pictures/samples.png (per class) and pictures/growing.png (one sequence, growing prefix).
 
     Of videos these show the frames side by side, and pictures/samples.gif shows them moving.
@@ -212,20 +218,34 @@ def draw_samples(exp: Experiment, drawn: dict, workdir: str) -> list[tuple[str, 
     samples_path = os.path.join(workdir, "pictures", "samples.png")
     growing_path = os.path.join(workdir, "pictures", "growing.png")
     pictures.save_grid(samples_path, per_class, row_labels=rows, title="Samples by class")
-    pictures.save_grid(
-        growing_path, growing, row_labels=rows, col_labels=[str(n) for n in images],
-        title="The same tokens, decoded at growing length",
-    )  # fmt: skip
-    shown = [
-        ("Samples", "Generated images, one row per class.", samples_path),
-        ("Growing prefixes", "One generated sequence per class, decoded early.", growing_path),
-    ]
+    paths = [samples_path]
+    if len(images) > 1:
+        pictures.save_grid(
+            growing_path, growing, row_labels=rows, col_labels=[str(n) for n in images],
+            title="The same tokens, decoded at growing length",
+        )  # fmt: skip
+        paths.append(growing_path)
     if exp.data.frames:
         moving = os.path.join(workdir, "pictures", "samples.gif")
         clips = videos[max(videos)]
         save_animation(moving, np.stack([clips[labels == c][:each] for c in classes]))
-        shown.append(("Moving samples", "Generated videos, one row per class.", moving))
-    return shown
+        paths.append(moving)
+    return paths
+
+
+def draw_generation(exp: Experiment, drawn: dict, workdir: str) -> None:
+    """pictures/plan.png, and pictures/generation.png: the first sample of some classes, step by
+    step, where the steps are known."""
+    folder = os.path.join(workdir, "pictures")
+    save_plan(os.path.join(folder, "plan.png"), exp.generator)
+    if drawn["steps"] is None:
+        return
+    _, first = np.unique(drawn["labels"], return_index=True)
+    first = first[: 1 if exp.data.frames else FILMED]
+    film.save_film(
+        folder, {n: x[first] for n, x in drawn["images"].items()}, drawn["steps"][first],
+        exp.generator.spec, exp.plan.given,
+    )  # fmt: skip
 
 
 def summary(found: dict) -> str:
@@ -252,6 +272,8 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     models = trained(exp, workdir)
     draw = editing.edit if exp.sample.source else draw_classes
     by_the_first(lambda: draw(models, workdir))
+    if jax.process_index() == 0 and os.path.isfile(os.path.join(workdir, "results.json")):
+        report.write_report(workdir)  # with the new pictures
 
 
 def run_samplers(exp: Experiment, workdir: str, choices: list[str]) -> None:
@@ -280,7 +302,7 @@ def draw_classes(models: evaluate.Models, workdir: str) -> None:
         )
         for n in [n for n in models.lengths if n < made] + [made]
     }
-    for _, _, path in draw_samples(exp, {"labels": labels, "images": images}, workdir):
+    for path in draw_samples(exp, {"labels": labels, "images": images}, workdir):
         log.info("wrote %s", path)
     path = os.path.join(workdir, "samples.npz")
     np.savez_compressed(path, images=images[made], labels=labels, tokens=tokens)

@@ -67,6 +67,20 @@ def test_a_dry_run_prints_the_job_of_a_queue_and_of_a_cluster():
     assert "--workload=var-imagenet256-d16" in said
 
 
+def test_a_sweep_runs_here_or_is_shared_out_over_slices():
+    said = call("sweep.sh", "--dry-run", "configs/vqvae.py:tiny", "--sweep", "seed=0;1")
+    assert said.split() == [
+        ".venv/bin/python", "-m", "nexttok.main", "--config=configs/vqvae.py:tiny",
+        "--workdir=runs/vqvae_tiny_sweep", "--sweep", "seed=0\\;1", "--mode=sweep",
+    ]  # fmt: skip
+    slices = SLICE | dict(TPUS="a b", WORKDIR="/gcs/runs/it")
+    said = call("sweep.sh", "--dry-run", "configs/vqvae.py", **slices)
+    for i, name in enumerate("ab"):
+        assert f"tpu-vm ssh {name} " in said
+        assert f"--share={i}/2" in said
+    assert said.count("--mode=sweep") == said.count("/gcs/runs/it") // 2 == 2
+
+
 @pytest.mark.parametrize(
     ("script", "words", "environment", "message"),
     [
@@ -77,6 +91,8 @@ def test_a_dry_run_prints_the_job_of_a_queue_and_of_a_cluster():
         ("tpu_vm.sh", ["create"], SLICE | dict(TYPE=""), "TYPE: expected an accelerator type"),
         ("tpu_vm.sh", ["erase"], SLICE, "erase: expected create | setup"),
         ("local.sh", [], {}, "expected a config"),
+        ("sweep.sh", [], {}, "expected a config"),
+        ("sweep.sh", ["c.py"], dict(TPUS="a"), "WORKDIR: expected a folder that the hosts"),
     ],
 )
 def test_nothing_is_deleted_unasked_and_mistakes_are_named(script, words, environment, message):

@@ -216,7 +216,7 @@ def test_samples_of_every_class_are_drawn_when_their_numbers_differ(tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (15, 16, 16, 1)).astype(np.float32)
     labels = np.arange(15, dtype=np.int32) % 10
     shown = run.draw_samples(exp, {"labels": labels, "images": {8: images}}, str(tmp_path))
-    assert [np.asarray(Image.open(path)).std() > 20 for _, _, path in shown] == [True, True]
+    assert [np.asarray(Image.open(path)).std() > 20 for path in shown] == [True]
 
 
 def test_sigterm_ends_the_command_with_its_status(tmp_path):

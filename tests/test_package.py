@@ -4,6 +4,7 @@ import inspect
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import zipfile
 import pytest
 
 import nexttok
+from nexttok import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -42,6 +44,28 @@ def test_the_readme_ends_in_the_changes_of_this_version():
     assert ".".join(versions[0]) == nexttok.__version__
     numbers = [tuple(map(int, v)) for v in versions]
     assert numbers == sorted(numbers, reverse=True)
+
+
+def test_files_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text()
+    paths = re.findall(r"\b((?:nexttok|configs|tests|launch|notebooks)/[\w/]+\.\w+)", text)
+    assert len(set(paths)) > 50
+    assert [p for p in set(paths) if not (ROOT / p).exists()] == []
+
+
+def test_commands_of_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^    python -m nexttok\.main (.*)$", text, re.MULTILINE)
+    assert len(commands) > 8
+    for command in commands:
+        words = shlex.split(command.partition("#")[0])
+        if words[0] in ("--help", "--list"):
+            continue
+        args, overrides = main.parse_arguments(words)
+        config = nexttok.load_config(args.config)
+        for assignment in overrides:
+            nexttok.override(config, assignment)
+        nexttok.resolve(config)
 
 
 @pytest.mark.slow

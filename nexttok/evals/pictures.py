@@ -68,10 +68,15 @@ def image_grid(
     return np.asarray(canvas)
 
 
-def save_grid(path: str | os.PathLike, images: Float[np.ndarray, "R K H W C"], **labels) -> None:
-    """Writes image_grid(images, **labels) as a PNG, whole or not at all."""
+def save_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    """Writes uint8 [h, w, 3] as a PNG, whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    Image.fromarray(image_grid(images, **labels)).save(partial, "PNG")
+    Image.fromarray(pixels).save(partial, "PNG")
     os.replace(partial, path)
+
+
+def save_grid(path: str | os.PathLike, images: Float[np.ndarray, "R K H W C"], **labels) -> None:
+    """Writes image_grid(images, **labels) as a PNG, whole or not at all."""
+    save_png(path, image_grid(images, **labels))

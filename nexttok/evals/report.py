@@ -1,6 +1,5 @@
 """report.html: one self-contained page with a run's numbers, pictures and training curves."""
 
-import base64
 import html
 import io
 import json
@@ -9,48 +8,53 @@ import pathlib
 
 from matplotlib.figure import Figure
 
-from nexttok.evals.results import write_text
+from nexttok.catalog import parts
+from nexttok.evals import page
+from nexttok.evals.results import read_run, write_text
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #20242c; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .6rem 0 1.2rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem; border-bottom: 1px solid #dde1e7; text-align: right; }
-th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-img, svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
-figcaption { color: #5a6270; font-size: .92rem; }
-pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .82rem; }
-"""
-
-
-def _number(value) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.3e}"
-    return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
-
-
-def table(rows: list[dict]) -> str:
-    """Rows of one shape as an HTML table."""
-    heads = "".join(f"<th>{html.escape(str(k).replace('_', ' '))}</th>" for k in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_number(v)}</td>" for v in row.values()) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+FILM = "generation.png"
+# pictures of a workdir that pages show, in this order: file -> title, caption
+PICTURES = {
+    FILM: (
+        "Generation, step by step",
+        "Beside each map of tokens, what they show by then.",
+    ),
+    "samples.png": ("Samples", "Generated images, one row per class."),
+    "samples.gif": ("Moving samples", "Generated videos, one row per class."),
+    "growing.png": ("Growing prefixes", "One generated sequence per class, decoded early."),
+    "editing.png": ("Edits", "The source, what is kept of it, and the rest drawn anew by class."),
+    "reconstructions.png": (
+        "Reconstructions",
+        "Held-out images decoded from ever longer prefixes.",
+    ),
+    "clusters.png": ("Clusters of codes", "Held-out images, and with codes of the same cluster."),
+    "plan.png": (
+        "Plan and attention",
+        "The step that draws every token, and which slots see which others, in the colour of "
+        "their steps.",
+    ),
+}
 
 
-def results_html(results: dict, level: int = 2) -> str:
+def numbers(results: dict) -> dict[str, str]:
+    """Results as titled pieces: what is not nested, then each part."""
+    nested = {k: v for k, v in results.items() if isinstance(v, dict)}
+    plain = {k: v for k, v in results.items() if k not in nested}
+    return {k.replace("_", " "): results_html(v) for k, v in ({"run": plain} | nested).items()}
+
+
+def results_html(results: dict, level: int = 4) -> str:
     """Nested results: scalars as a two-column table, lists of rows as tables, the rest nested."""
-    parts, scalars = [], []
+    inner, scalars = [], []
     for key, value in results.items():
         name = html.escape(str(key).replace("_", " "))
         if isinstance(value, dict):
-            parts.append(f"<h{level}>{name}</h{level}>" + results_html(value, min(6, level + 1)))
+            inner.append(f"<h{level}>{name}</h{level}>" + results_html(value, min(6, level + 1)))
         elif isinstance(value, list):
-            parts.append(table(value))
+            inner.append(page.table(value, name))
         else:
             scalars.append({"name": str(key).replace("_", " "), "value": value})
-    return (table(scalars) if scalars else "") + "".join(parts)
+    return (page.table(scalars) if scalars else "") + "".join(inner)
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -65,6 +69,14 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
     return series
 
 
+def svg(figure: Figure, title: str) -> str:
+    """A figure as inline SVG."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    text = buffer.getvalue()
+    return f"<div class='curves'>{text[text.index('<svg') :]}</div>"
+
+
 def curves_svg(stage: str, series: dict[str, list[tuple[int, float]]]) -> str:
     """The stage's curves over steps, one small panel each, as inline SVG."""
     columns = min(3, len(series))
@@ -77,47 +89,37 @@ def curves_svg(stage: str, series: dict[str, list[tuple[int, float]]]) -> str:
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": stage})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg(figure, stage)
 
 
-def write_report(
-    path: str | os.PathLike,
-    title: str,
-    config_text: str,
-    results: dict,
-    pictures: list[tuple[str, str, str]],
-    metrics_path: str | os.PathLike,
-) -> None:
-    """Writes the page, whole or not at all; it refers to nothing outside itself.
+def shown(workdir: str, name: str) -> str:
+    """A picture of PICTURES in a workdir as HTML, "" where it is not there."""
+    file = pathlib.Path(workdir) / "pictures" / name
+    if not file.is_file():
+        return ""
+    if name == FILM:
+        return page.film(file)
+    return page.figure(*PICTURES[name], file)
 
-    Args:
-      path: where.
-      title: heading.
-      config_text: the config, shown verbatim.
-      results: what results.json holds.
-      pictures: (title, caption, PNG or GIF file).
-      metrics_path: metrics.jsonl, for the curves.
+
+def write_report(workdir: str) -> None:
+    """Writes report.html of a finished run from the files of its workdir, whole or not at all; it
+    refers to nothing outside itself.
+
+    Raises:
+      ConfigError: the workdir holds no finished run.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    for name, caption, file in pictures:
-        file = pathlib.Path(file)
-        data = base64.b64encode(file.read_bytes()).decode()
-        parts.append(
-            f"<h2>{html.escape(name)}</h2><figure><img alt='{html.escape(name)}' "
-            f"src='data:image/{file.suffix[1:]};base64,{data}'><figcaption>{html.escape(caption)}</figcaption>"
-            "</figure>"
-        )
-    parts.append(results_html(results))
-    for stage, series in read_metrics(metrics_path).items():
-        parts.append(f"<h2>training: {html.escape(stage)}</h2>{curves_svg(stage, series)}")
-    parts.append(f"<h2>config</h2><pre>{html.escape(config_text)}</pre>")
-    write_text(
-        path,
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        + "".join(parts)
-        + "</body></html>\n",
-    )
+    config, results = read_run(workdir)
+    found = {title: shown(workdir, name) for name, (title, _) in PICTURES.items()}
+    found = {title: body for title, body in found.items() if body}
+    film = PICTURES[FILM][0]
+    sections = {film: found.pop(film)} if film in found else {}
+    sections["Pictures"] = page.cards(found)
+    sections["Numbers"] = page.cards(numbers(results))
+    for stage, series in read_metrics(pathlib.Path(workdir) / "metrics.jsonl").items():
+        sections[f"Training: {stage}"] = curves_svg(stage, series)
+    text = html.escape(json.dumps(config, indent=2))
+    sections["Config"] = f"<details><summary>All keys</summary><pre>{text}</pre></details>"
+    subtitle = ", ".join(f"{k} {v}" for k, v in parts(config).items() if v != "-")
+    text = page.document(f"nexttok: {results['name']}", subtitle, sections)
+    write_text(pathlib.Path(workdir) / "report.html", text)

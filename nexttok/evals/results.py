@@ -5,6 +5,8 @@ import math
 import os
 import pathlib
 
+from nexttok.config import check
+
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file whole or not at all."""
@@ -39,3 +41,15 @@ def write_results(path: str | os.PathLike, results: dict) -> None:
 def read_results(path: str | os.PathLike) -> dict:
     """Reads what write_results wrote."""
     return json.loads(pathlib.Path(path).read_text())
+
+
+def read_run(workdir: str | os.PathLike) -> tuple[dict, dict]:
+    """config.json and results.json of a finished run.
+
+    Raises:
+      ConfigError: the workdir lacks them.
+    """
+    files = [pathlib.Path(workdir) / name for name in ("config.json", "results.json")]
+    there = all(f.is_file() for f in files)
+    check(there, "workdir", str(workdir), "the workdir of a finished run")
+    return read_results(files[0]), read_results(files[1])

@@ -12,11 +12,40 @@ import sys
 from nexttok.catalog import parts
 from nexttok.config import check
 from nexttok.evals.markdown import Table
+from nexttok.evals.results import read_run
 
 COLUMNS = (
     "system", "tokenizer", "plan", "context", "head", "tokens", "network calls",
     "class agreement", "Fréchet distance", "images/s",
 )  # fmt: skip
+
+
+def numbers(workdir: str) -> dict:
+    """What a run measured at its full number of tokens, and its parts; "" for what it has not.
+
+    Raises:
+      ConfigError: the workdir holds no finished run.
+    """
+    config, results = read_run(workdir)
+    coded = results["reconstruction"]["prefixes"][-1]
+    samples = results.get("samples", {"prefixes": [{}]})
+    drawn = samples["prefixes"][-1]
+    file = pathlib.Path(workdir) / "speed.json"
+    speed = json.loads(file.read_text()) if file.is_file() else {}
+    return {
+        "PSNR": coded["psnr"],
+        "SSIM": coded["ssim"],
+        "bits per token": results.get("likelihood", {}).get("bits_per_token", ""),
+        "agreement": drawn.get("class_agreement", ""),
+        "Fréchet distance": drawn.get("frechet_distance", ""),
+        "images/s": speed.get("images_per_second", ""),
+        "calls": samples.get("network_calls", ""),
+        "tokens": drawn.get("tokens", coded["tokens"]),
+        "bits": round(coded["bits"]) if "bits" in coded else "",
+        "parameters": f"{sum(results['parameters'].values()) / 1e6:.2f} M",
+        "data": f"{config['data']['source']} {config['data']['resolution']}",
+        **parts(config),
+    }
 
 
 def row(workdir: str) -> list[str]:
@@ -25,21 +54,16 @@ def row(workdir: str) -> list[str]:
     Raises:
       ConfigError: the workdir has no results of samples.
     """
-    root = pathlib.Path(workdir)
-    files = [root / name for name in ("config.json", "results.json", "speed.json")]
-    check(all(f.is_file() for f in files), "workdir", workdir, "the workdir of a finished run")
-    config, results, speed = (json.loads(f.read_text()) for f in files)
-    check("samples" in results, "workdir", workdir, "a run with a generator")
-    samples, named = results["samples"], parts(config)
-    last = samples["prefixes"][-1]
+    found = numbers(workdir)
+    check(found["Fréchet distance"] != "", "workdir", workdir, "a run with a generator")
     return [
-        results["name"],
-        *(named[part] for part in ("tokenizer", "plan", "context", "head")),
-        str(last["tokens"]),
-        f"{round(samples['network_calls'], 1):g}",
-        f"{last['class_agreement']:.3f}" if "class_agreement" in last else "",
-        f"{last['frechet_distance']:.2f}",
-        f"{speed['images_per_second']:.3g}",
+        read_run(workdir)[1]["name"],
+        *(found[part] for part in ("tokenizer", "plan", "context", "head")),
+        str(found["tokens"]),
+        f"{round(found['calls'], 1):g}",
+        f"{found['agreement']:.3f}" if found["agreement"] != "" else "",
+        f"{found['Fréchet distance']:.2f}",
+        f"{found['images/s']:.3g}",
     ]
 
 

@@ -67,7 +67,7 @@ def table(runs: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def draw(runs: list[dict], path: str) -> None:
+def rate_figure(runs: list[dict]) -> Figure:
     """Every measure against bits; prefixes of one tokenizer are joined by a line."""
     measures = [m for m in MEASURES if any(m in row for run in runs for row in run["rows"])]
     figure = Figure(figsize=(5.2 * len(measures), 4.2), layout="constrained")
@@ -84,8 +84,7 @@ def draw(runs: list[dict], path: str) -> None:
         axis.set_ylabel(MEASURES[measure])
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     text = table(runs)
     if args.out:
-        draw(runs, f"{args.out}.png")
+        pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        rate_figure(runs).savefig(f"{args.out}.png", dpi=130)
         write_text(f"{args.out}.md", text + "\n")
     print(text)
     return 0

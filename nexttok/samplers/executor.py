@@ -38,7 +38,8 @@ def generate(
         plan's given steps always are.
 
     Returns:
-      Tokens [B, N, ...] by index, and stats {steps, network_calls}: how many of either ran.
+      Tokens [B, N, ...] by index, and stats {steps, network_calls, order}: how many of either ran,
+      and in which order the tokens were drawn.
     """
     batch, n = blank.shape[:2]
     if order is None:
@@ -67,7 +68,7 @@ def generate(
     tokens, order, _ = carry
     steps = sum(map(len, groups))
     calls = steps * step.calls if isinstance(step.calls, int) else sum(step.calls[:steps])
-    stats = {"steps": steps, "network_calls": calls}
+    stats = {"steps": steps, "network_calls": calls, "order": order}
     return _take(tokens[:, :n], jnp.argsort(order, axis=1)), stats
 
 
