@@ -16,7 +16,7 @@ def base() -> ConfigDict:
                 "generator",
             ),  # trained in this order, each on the frozen earlier ones
             params="",  # finished stages for all modes but train: workdirs or exports, a,b
-            tokenizer_checkpoint="",  # a finished workdir whose tokenizer is used
+            tokenizer_checkpoint="",  # a finished workdir, or an export, whose tokenizer is used
             cached_passes=0,  # generator: passes tokenized once; 0 for on the fly
             token_dataset="",  # folder of --mode=tokenize that the generator trains from
             latent=dict(name=""),  # an autoencoder under the tokenizer; "" tokenizes pixels

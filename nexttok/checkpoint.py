@@ -275,8 +275,14 @@ def restore_params(
     if 0 < steps[0] < steps_expected:
         log.warning("%s is at step %d of %d", directory, steps[0], steps_expected)
     step_dir = pathlib.Path(directory).absolute() / str(steps[0])
-    if unused:
-        saved = _saved(step_dir, which)
-        abstract = {k: v for k, v in abstract.items() if k in saved or k not in unused}
-    found = _restore(step_dir, {which: abstract}, facts=False)[0][which]
+    try:
+        if unused:
+            saved = _saved(step_dir, which)
+            abstract = {k: v for k, v in abstract.items() if k in saved or k not in unused}
+        found = _restore(step_dir, {which: abstract}, facts=False)[0][which]
+    except ConfigError:
+        raise
+    except Exception as error:  # of a folder that agrees with its manifest and is no checkpoint
+        reason = next((line for line in str(error).splitlines() if line), repr(error))
+        raise ConfigError(f"{step_dir} cannot be read: {reason[:300]}") from error
     return {k: v for k, v in found.items() if k not in unused}

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nexttok.checkpoint import Checkpoints, good_steps, manifest_path, restore_params
+from nexttok.checkpoint import (
+    Checkpoints,
+    good_steps,
+    manifest_path,
+    restore_params,
+    write_manifest,
+)
 from nexttok.config import ConfigError
 from nexttok.mesh import MeshConfig, make_mesh, param_shardings
 
@@ -129,3 +135,20 @@ def test_another_config_is_refused_by_leaf(tmp_path):
         restore_params(tmp_path, abstract(other), "ema")
     with pytest.raises(ConfigError, match="expected a finished checkpoint"):
         restore_params(tmp_path / "none", abstract(other))
+
+
+@pytest.mark.parametrize("text", ["", "[", "[1]", '{"a": 3}', "[" * 100_000])
+def test_a_manifest_that_is_none_is_not_trusted(tmp_path, caplog, text):
+    (tmp_path / "1").mkdir()
+    manifest_path(tmp_path, 1).write_text(text)
+    assert good_steps(tmp_path) == []
+    assert "is no manifest" in caplog.text
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_in_one_line(tmp_path):
+    (tmp_path / "1" / "params").mkdir(parents=True)
+    (tmp_path / "1" / "params" / "_METADATA").write_text("{")
+    write_manifest(tmp_path, 1)
+    with pytest.raises(ConfigError, match=r"1 cannot be read|has no params|another config") as told:
+        restore_params(tmp_path, abstract(items()["params"]), "params")
+    assert "\n" not in str(told.value)

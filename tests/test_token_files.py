@@ -1,11 +1,13 @@
 """Tokens on disk: whole, resumable, refused when they are another tokenizer's, and trained from."""
 
 import functools
+import itertools
 import json
 
 import jax
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from nexttok import experiment, token_files
 from nexttok.config import ConfigError
@@ -137,3 +139,42 @@ def test_a_damaged_shard_is_named(tmp_path, place):
     path.unlink()
     token_files.tokenize(exp, params, tmp_path)
     next(token_files.loader(exp, params, tmp_path)(0))
+
+
+def test_records_that_no_tokenizer_writes_are_refused(tmp_path):
+    """Whole shards by their check sums, yet too short, or with ids beyond the codebook."""
+    exp, params = setting()
+    token_files.tokenize(exp, params, tmp_path)
+    path = sorted(tmp_path.glob("*.array_record"))[1]
+    good, vocab = np.zeros(17, np.int32), exp.tokenizer.spec.vocab
+    for place, value, said in (
+        (0, 10, r"label lie outside 0 \.\. 9"),
+        (0, -1, "label lie outside"),
+        (5, vocab, rf"ids lie outside 0 \.\. {vocab - 1}"),
+        (5, -1, "ids lie outside"),
+        (None, 0, "a record of 64 bytes among tokens of 68"),
+    ):
+        record = good[:16].copy() if place is None else good.copy()
+        record[place or 0] = value
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for _ in range(500):
+            writer.write(record.tobytes())
+        writer.close()
+        batches = token_files.loader(exp, params, tmp_path)(0)
+        epoch = itertools.islice(batches, -(-1400 // exp.train["generator"].batch_size))
+        with pytest.raises(token_files.DamagedShard, match=said):
+            list(epoch)
+
+
+def test_values_that_are_not_finite_are_refused():
+    exp, _ = setting("givt")
+    tokens = {"label": np.int32(3), "values": np.float32([[0.0, np.nan]])}
+    with pytest.raises(token_files.DamagedShard, match="not finite"):
+        token_files._checked(tokens, exp)
+
+
+@pytest.mark.parametrize("text", [b"[", b"[1]", b"[" * 100_000, b"\xff\xfe", b""])
+def test_manifests_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"token_dataset = .*a folder that --mode=tokenize wrote"):
+        token_files.check_manifest(tmp_path, {"format": 1})

@@ -46,8 +46,8 @@ def read(path: str, where: str = "checkpoint") -> dict[str, Any]:
     fits = file.is_file() and file.suffix in READERS
     check(fits, where, path, f"a file ending in {' | '.join(filter(None, READERS))}")
     state = guarded(path, where, lambda: READERS[file.suffix](file))
-    kind = type(state).__name__
-    check(isinstance(state, dict), where, path, f"names with arrays, not a {kind}")
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    check(named, where, path, f"names with arrays, not a {type(state).__name__} of others")
     return state
 
 

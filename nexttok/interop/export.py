@@ -10,7 +10,7 @@ from nexttok.config import ConfigError, check
 from nexttok.interop import tensors
 from nexttok.interop.checkpoints import finite, guarded
 
-FORMAT = "nexttok 1"
+KEY = "nexttok.config"  # one alone: the order of several differs from file to file
 
 
 def write(path: pathlib.Path, arrays: dict[str, np.ndarray], config: str) -> None:
@@ -26,7 +26,7 @@ def write(path: pathlib.Path, arrays: dict[str, np.ndarray], config: str) -> Non
     """
     _check_finite(arrays, "out", path)
     try:
-        tensors.write_safetensors(path, arrays, {"format": FORMAT, "config": config})
+        tensors.write_safetensors(path, arrays, {KEY: config})
     except OSError as error:
         raise ConfigError(f"--out = {str(path)!r} could not be written: {error}") from error
 
@@ -47,8 +47,8 @@ def header(path: pathlib.Path, field: str) -> tuple[dict, set[str]]:
     """
     entries, metadata, _ = guarded(str(path), field, lambda: tensors.header(path))
     wrote = "a file that python -m nexttok.interop --export wrote"
-    check(metadata.get("format") == FORMAT, field, str(path), wrote)
-    config = guarded(str(path), field, lambda: json.loads(metadata["config"]))
+    check(KEY in metadata, field, str(path), wrote)
+    config = guarded(str(path), field, lambda: json.loads(metadata[KEY]))
     check(isinstance(config, dict), field, str(path), wrote)
     return config, {name.partition("/")[0] for name in entries}
 
