@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 from nexttok import experiment, run, weights
 from nexttok.checkpoint import Checkpoints
 from nexttok.config import ConfigError
+from nexttok.config_files import load_config, override
 from nexttok.interop import export, tensors
 from nexttok.interop.__main__ import main as interop
-from nexttok.main import load_config, main, override
+from nexttok.main import main
 from nexttok.stages import abstract_params
 from tests.interop.test_hostile import FEW, mutated
 from tests.test_configs import ROOT
@@ -151,8 +152,10 @@ def resolved(source, **changes):
 def test_stages_come_from_several_places(file, parts, tmp_path):
     wanted = models(resolved(str(file)))
     generator, tokenizer = parts
-    for exp in (resolved(",".join(parts)), resolved(f"{tokenizer}, {generator}"),
-                resolved(generator, tokenizer_checkpoint=tokenizer)):  # fmt: skip
+    for exp in (
+        resolved(f"{tokenizer}, {generator}"),
+        resolved(generator, tokenizer_checkpoint=tokenizer),
+    ):
         same(models(exp), wanted)
     joined = tmp_path / "joined.safetensors"
     assert interop([f"--export={generator},{tokenizer}", f"--out={joined}"]) == 0

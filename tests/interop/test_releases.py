@@ -8,9 +8,9 @@ import shlex
 import pytest
 
 from nexttok import importing, interop
+from nexttok.config_files import load_config, variants_of
 from nexttok.interop import releases
 from nexttok.interop.__main__ import main, parse
-from nexttok.main import load_config, variants_of
 from tests.test_configs import ROOT
 
 SHARED = ("__init__", "__main__", "blocks", "checkpoints", "export", "pickles", "releases",
