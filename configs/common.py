@@ -239,6 +239,7 @@ def digits(config: ConfigDict) -> None:
     config.cached_passes = 30
     config.train.tokenizer.update(steps=1000, learning_rate=2e-3, ema=0.995)
     config.train.generator.update(steps=1500, batch_size=128, learning_rate=1e-3, ema=0.995)
+    config.train.drafter.update(steps=500, batch_size=128, learning_rate=2e-3, ema=0.99)
 
 
 def tiny(config: ConfigDict) -> None:

@@ -9,7 +9,16 @@ from ml_collections import ConfigDict
 
 from nexttok import drafters, generator, plans, tokenizers, views
 from nexttok.bottlenecks.vq import VQ
-from nexttok.config import ConfigError, build, check, check_keys, check_unread, part
+from nexttok.config import (
+    ConfigError,
+    build,
+    check,
+    check_keys,
+    check_unread,
+    part,
+    read_json,
+    tuples,
+)
 from nexttok.data.loader import DataConfig
 from nexttok.heads.categorical import CERTAINTIES
 from nexttok.heads.draw import Draw
