@@ -33,7 +33,12 @@ def base() -> ConfigDict:
                 workers=0,  # Grain worker processes; 0 loads in this process
                 prefetch=2,  # batches prepared ahead
             ),
-            train=dict(latent=stage(), tokenizer=stage(), generator=stage()),
+            train=dict(latent=stage(), tokenizer=stage(), generator=stage(), drafter=stage()),
+            drafter=dict(
+                name="",  # what --mode=draft adds to a trained generator: pass | eesd | eagle
+                layers=0,  # eesd: first layers that draft; 0 for a quarter of them
+                guesses=0,  # pass: tokens guessed behind the next one; 0 for 4
+            ),
             sample=dict(
                 per_class=8,
                 tokens=0,  # tokens generated per image; 0 for all
@@ -60,16 +65,18 @@ def base() -> ConfigDict:
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
             sampler=dict(
-                # plan | jacobi | self_speculative | zipar | lpd | disa | recap | parallel |
-                # revocable | tts_var | beam | diverse_beam | stochastic_beam | contrastive_search
+                # plan | jacobi | self_speculative | draft | pass | eesd | eagle | zipar | lpd |
+                # disa | recap | parallel | revocable | tts_var | beam | diverse_beam |
+                # stochastic_beam | contrastive_search
                 name="plan",
+                draft="",  # draft: workdir of the run whose generator guesses
                 window=0,  # guesses of a call; 0 for its own
                 lag=0.0,  # zipar: columns by which a row is behind the one above; 0 for its own
                 init="",  # jacobi: what a guess starts as, "" for random
-                # self_speculative: layers that guess, () for every other one; number of guesses:
-                # "" fixed | threshold | thompson; mass of similar codes that counts for a guess,
-                # 0 is exact, whether it is relative to the guess's own, codes looked at (0: 1,000)
-                layers=(),
+                layers=(),  # self_speculative: layers that guess, () for every other one
+                # guesses of a model: their number, "" for fixed | threshold | thompson; mass of
+                # similar codes that counts for a guess (0 is exact), whether it is relative to the
+                # guess's own, codes looked at (0: 1,000)
                 control="",
                 relax=0.0,
                 relative=False,
@@ -232,6 +239,7 @@ def digits(config: ConfigDict) -> None:
     config.cached_passes = 30
     config.train.tokenizer.update(steps=1000, learning_rate=2e-3, ema=0.995)
     config.train.generator.update(steps=1500, batch_size=128, learning_rate=1e-3, ema=0.995)
+    config.train.drafter.update(steps=500, batch_size=128, learning_rate=2e-3, ema=0.99)
 
 
 def tiny(config: ConfigDict) -> None:
@@ -245,6 +253,7 @@ def tiny(config: ConfigDict) -> None:
     short = dict(steps=60, batch_size=32, warmup=10, log_every=10, save_every=20)
     config.train.tokenizer.update(short)
     config.train.generator.update(short)
+    config.train.drafter.update(short)
     config.eval.update(batch_size=50, images=50, samples=100, classifier_steps=60)
     config.sample.per_class = 4
     config.cached_passes = 2

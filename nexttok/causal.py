@@ -31,15 +31,16 @@ class Causal:
         apart: each predicts the token of its place, and sees the slots before that were scored.
       keep: (state, length [B], path [B, P]) -> state: of a tree that was scored, node path[b, i]
         becomes the slot of depth i + 1; -1 keeps none. Chains stand where they belong.
-      select: (state, rows [B']) -> state: of B' rows, each a copy of one of the B.
+      select: (state, rows [B']) -> state: of B' rows, each a copy of one of the B. Neither this nor
+        `keep` is there of a model that drafts chains and nothing else.
     """
 
     tokens: int
     vocab: int
     start: Callable[[int, int], Any]
     score: Callable[..., tuple[Array, Array, Any]]
-    keep: Callable[[Any, Array, Array], Any]
-    select: Callable[[Any, Array], Any]
+    keep: Callable[[Any, Array, Array], Any] | None = None
+    select: Callable[[Any, Array], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

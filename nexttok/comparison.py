@@ -1,6 +1,5 @@
 """The samplers of one trained model against each other: `--mode=samplers`."""
 
-import dataclasses
 import logging
 import os
 import statistics
@@ -64,6 +63,16 @@ def fitting(exp: Experiment) -> list[str]:
     return [name for name in READS if fits(name)]
 
 
+def variants(exp: Experiment, choices: list[str]) -> dict[str, Experiment]:
+    """The experiment with every sampler, the executor's first.
+
+    Args:
+      choices: as `variant` takes them; [] for all that fit.
+    """
+    choices = choices or fitting(exp)
+    return {c: variant(exp, c) for c in ("plan", *choices)}
+
+
 def seconds(models: evaluate.Models, test: dict, key: Any) -> float:
     """Median time of drawing a batch of tokens, compiled before."""
     labels = evaluate.balanced(BATCH, models.experiment.data.num_classes)
@@ -76,27 +85,22 @@ def seconds(models: evaluate.Models, test: dict, key: Any) -> float:
     return statistics.median(times[1:])
 
 
-def compare(models: evaluate.Models, choices: list[str], workdir: str) -> list[dict]:
-    """Draws and measures samples by every sampler, the executor first; writes samplers.json.
+def compare(models: dict[str, evaluate.Models], workdir: str) -> list[dict]:
+    """Draws and measures samples by every sampler; writes samplers.json.
 
     Args:
-      models: of a trained generator.
-      choices: samplers as `variant` takes them; [] for all that fit.
+      models: of one trained generator with every one of its `variants`.
 
     Returns:
       A row per sampler: {sampler, what it counts, class_agreement, frechet_distance,
       images_per_second, speedup}.
     """
-    exp = models.experiment
-    choices = choices or fitting(exp)
-    choices = ["plan", *(c for c in choices if c != "plan")]
-    variants = [variant(exp, choice) for choice in choices]  # all are checked before any runs
+    exp = models["plan"].experiment
     test = evaluate.held_out(exp, exp.eval.images)
     classifier = evaluate.judge(exp, test)
     rows, key = [], stream(jax.random.key(exp.config.seed), "samplers")
-    for choice, other in zip(choices, variants, strict=True):
+    for choice, own in models.items():
         log.info("sampler %s", choice)
-        own = dataclasses.replace(models, experiment=other)
         found, _ = evaluate.samples(own, test, classifier, stream(key, "samples"))
         counted = {k: v for k, v in found.items() if k.endswith("_calls") or k in COUNTED}
         last = found["prefixes"][-1]

@@ -43,6 +43,13 @@ def read_json(path: pathlib.Path, field: str, allowed: str) -> dict:
     raise ConfigError(f"config.{field} = {str(path.parent)!r}: expected {allowed} ({said})")
 
 
+def tuples(value: object) -> object:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {k: tuples(v) for k, v in value.items()}
+    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+
 def check_unread(section: object, off: dict, read: tuple[str, ...], where: str, by: str) -> None:
     """Raises ConfigError for an option that is on although nothing reads it.
 

@@ -33,7 +33,8 @@ class Models:
 
     Attributes:
       experiment: the parts.
-      params: {"tokenizer": with its frozen parts merged in, "generator": if trained}.
+      params: {"tokenizer": with its frozen parts merged in, "generator": if trained, "drafter": of
+        a sampler whose guesses another model makes}.
     """
 
     experiment: Experiment
@@ -89,7 +90,8 @@ class Models:
 
         n is `config.sample.tokens`, or all of them when it is 0.
         """
-        sample, params = sampling.sampler(self.experiment), self.params
+        sample = sampling.sampler(self.experiment)
+        params = self.params | sampling.tables(self.experiment, self.params["tokenizer"])
         if self.experiment.sampler.judged:
             test = held_out(self.experiment, self.experiment.eval.images)
             params = params | {"judge": judge(self.experiment, test, REWARDING).params}

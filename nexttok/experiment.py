@@ -1,14 +1,24 @@
 """A config made into checked objects: the one place where the parts of an experiment meet."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from nexttok import generator, plans, tokenizers, views
+from nexttok import drafters, generator, plans, tokenizers, views
 from nexttok.bottlenecks.vq import VQ
-from nexttok.config import build, check, check_keys, check_unread, part
+from nexttok.config import (
+    ConfigError,
+    build,
+    check,
+    check_keys,
+    check_unread,
+    part,
+    read_json,
+    tuples,
+)
 from nexttok.data.loader import DataConfig
 from nexttok.heads.categorical import CERTAINTIES
 from nexttok.heads.draw import Draw
@@ -18,16 +28,17 @@ from nexttok.optim import StageConfig, make_optimizer
 from nexttok.profiling import ProfileConfig
 from nexttok.samplers.control import contrastive
 from nexttok.samplers.logits import warper
-from nexttok.samplers.options import Asked, SamplerConfig
+from nexttok.samplers.options import OFF, Asked, SamplerConfig
 from nexttok.samplers.schedules import Guidance
 from nexttok.tokenizers import autoencoder
 
 SECTIONS = (
     "name", "seed", "dtype", "stages", "params", "tokenizer_checkpoint", "cached_passes",
     "token_dataset", "mesh", "data", "train", "features", "latent", "tokenizer", "generator",
-    "sample", "sampler", "eval", "profile",
+    "drafter", "sample", "sampler", "eval", "profile",
 )  # fmt: skip
 STAGES = ("latent", "tokenizer", "generator")
+DRAFTER = "drafter"  # trained on a finished run by a mode of its own
 # Parameters that only training reads: no stage is sampled or frozen with them.
 TRAINING_ONLY = ("discriminator", "lecam", "projector")
 # options of `config.sample` that only some plans and heads read, and what turns them off
@@ -133,6 +144,8 @@ class Experiment:
       latent: autoencoder under the tokenizer, or None; features: alignment provider, or None.
       tokenizer: the tokenizer; generator: the generator of its tokens, or None without that stage.
       plan: of sampling, where there is a generator.
+      draft: the run whose generator guesses (`config.sampler.draft`), or None.
+      drafter: what is trained to guess (`config.drafter`), or None; drafting: how.
     """
 
     config: ConfigDict
@@ -148,11 +161,19 @@ class Experiment:
     sampler: SamplerConfig
     eval: EvalConfig
     profile: ProfileConfig
+    draft: "Experiment | None"
+    drafter: drafters.Drafting | None
+    drafting: StageConfig
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(H, W, C) of the data's pictures, (T, H, W, C) of its videos."""
         return image_shape(self.data)
+
+    @property
+    def drafting_only(self) -> "Experiment":
+        """The experiment with the drafter for its only stage."""
+        return dataclasses.replace(self, train={DRAFTER: self.drafting})
 
     @property
     def sampled_classes(self) -> tuple[int, ...]:
@@ -182,7 +203,8 @@ def resolve(config: ConfigDict) -> Experiment:
     expected = tuple(s for s in STAGES if s != "latent" or has_latent)
     allowed = [expected[:n] for n in range(1, len(expected) + 1)]
     check(stages in allowed, "stages", stages, " | ".join(map(str, allowed)))
-    check_keys(config.train, STAGES, "train")
+    check_keys(config.train, (*STAGES, DRAFTER), "train")
+    drafting = stage_config(config, DRAFTER)
     train = {s: stage_config(config, s) for s in stages}
     latent = None
     if has_latent:
@@ -198,20 +220,24 @@ def resolve(config: ConfigDict) -> Experiment:
     allowed = f"different classes among 0 .. {data.num_classes - 1}, () for all"
     check(fits, "sample.classes", sample.classes, allowed)
     sampler = build(SamplerConfig, config.sampler, "sampler")
-    gen, plan = None, None
+    gen, plan, draft = None, None, None
     if "generator" in stages:
         gen = generator.make(config.generator, tokenizer.spec, data.num_classes, config.dtype)
         check_sampling(sample, gen, config.generator.plan.name, config.generator.head.name)
         plan = sampled_plan(sample, gen)
+    drafter = drafters.make(config.drafter, gen)
+    if gen is not None:
         sampler.check_fits(
             Asked(
                 gen.spec.grid, gen.spec.vocab, views.causal_refusal(gen),
                 hasattr(gen.head, "steps"), config.generator.context.name == "mask", plan.sizes,
                 plan.kind, gen.backbone.depth,
                 isinstance(getattr(tokenizer, "bottleneck", None), VQ),
-                config.generator.context.name == "upsample",
+                config.generator.context.name == "upsample", config.drafter.name,
+                getattr(drafter, "ahead", 0),
             )
         )  # fmt: skip
+        draft = draft_run(config, gen, sample) if sampler.draft else None
     return Experiment(
         config=config,
         data=data,
@@ -226,7 +252,58 @@ def resolve(config: ConfigDict) -> Experiment:
         sampler=sampler,
         eval=build(EvalConfig, config.eval, "eval"),
         profile=build(ProfileConfig, config.profile, "profile"),
+        draft=draft,
+        drafter=drafter,
+        drafting=drafting,
     )
+
+
+# what a run whose generator guesses brings along; all else is as in the run that it guesses for
+BROUGHT = ("dtype", "data", "stages", "train", "features", "latent", "tokenizer", "generator",
+           "tokenizer_checkpoint")  # fmt: skip
+
+
+def draft_run(config: ConfigDict, gen: generator.Generator, sample: SampleConfig) -> "Experiment":
+    """The run of `config.sampler.draft`, whose generator guesses for another, `gen`.
+
+    Raises:
+      ConfigError: no such run, or one whose generator draws other tokens, in another order, or of
+        other classes.
+    """
+    workdir = config.sampler.draft
+    path, other = pathlib.Path(workdir) / "config.json", config.copy_and_resolve_references()
+
+    def need(fits, allowed):
+        check(fits, "sampler.draft", workdir, allowed)
+
+    saved = tuples(read_json(path, "sampler.draft", "the workdir of a finished run"))
+    need(set(BROUGHT) <= set(saved), f"the workdir of a run with {', '.join(BROUGHT)}")
+    with other.unlocked():
+        for name in BROUGHT:
+            found = saved[name]
+            other[name] = ConfigDict(found) if isinstance(found, dict) else found
+        other.train.drafter, other.params = config.train.drafter, ""
+        other.drafter.update(drafters.OFF, name="")
+        other.sampler.update(OFF, name="plan")
+        other.sample.update(guidance=1.0, contrast=0.0, contrast_k=0)
+    try:
+        found = resolve(other)
+    except ConfigError as error:
+        raise ConfigError(f"config.sampler.draft = {workdir!r}: {error}") from error
+    need(found.generator is not None, "a run with a generator")
+    theirs, spec = found.generator, gen.spec
+    refusal = views.causal_refusal(theirs)
+    need(not refusal, f"another run, as {refusal}")
+    need(theirs.spec.vocab == spec.vocab, f"a run of {spec.vocab} ids, not {theirs.spec.vocab}")
+    size = spec.length, theirs.spec.length
+    need(size[0] == size[1], f"a run of {size[0]} tokens, not {size[1]}")
+    same = list(theirs.plan.order) == list(gen.plan.order)
+    need(same, "a run that draws the tokens in the same order")
+    classes = gen.num_classes, theirs.num_classes
+    need(classes[0] == classes[1], f"a run of {classes[0]} classes, not {classes[1]}")
+    guided = sample.strength.off or theirs.class_dropout > 0
+    need(guided, "a run with class dropout, as sample.guidance is not 1")
+    return found
 
 
 def without_remat(config: ConfigDict) -> ConfigDict:

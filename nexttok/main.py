@@ -16,6 +16,7 @@ from nexttok.config_files import describe, load_config, load_module, override
 
 MODES = {
     "train": "train every stage (resuming), then measure, draw pictures and write the report",
+    "draft": "train what config.drafter adds to the generator of a finished run (resuming)",
     "eval": "measure a finished run again",
     "tokenize": "write the tokens of the training data to config.token_dataset, or to "
     "<workdir>/tokens",
@@ -199,6 +200,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
         choices = [c.strip() for c in args.samplers.split(";") if c.strip()]
         modes = {
             "train": run.run_train,
+            "draft": run.run_draft,
             "eval": run.run_eval,
             "sample": run.run_sample,
             "tokenize": run.run_tokenize,

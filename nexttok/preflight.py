@@ -21,7 +21,7 @@ def check_run(exp: Experiment, mesh) -> None:
     for split in ("train", "test"):
         load_source(exp.data, split, exp.config.seed)
     for stage, cfg in exp.train.items():
-        if exp.config.tokenizer_checkpoint and stage != "generator":
+        if exp.config.tokenizer_checkpoint and stage in ("latent", "tokenizer"):
             continue
         check_files(exp, stage)
         abstract_state(make_task(exp, stage), cfg, mesh)

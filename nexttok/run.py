@@ -1,4 +1,4 @@
-"""The modes of the command line: train, eval, sample, tokenize."""
+"""The modes of the command line: train, draft, eval, sample, tokenize."""
 
 import importlib.metadata
 import json
@@ -12,18 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from nexttok import clustering, comparison, editing, evaluate, token_files, train
+from nexttok import clustering, comparison, drafting, editing, evaluate, token_files, train
 from nexttok.config import check, read_json
 from nexttok.data.loader import class_names, make_loader
 from nexttok.distributed import alone, barrier, on_this_host
 from nexttok.evals import film, pictures, report, results
 from nexttok.evals.plan_pictures import save_plan
 from nexttok.evals.videos import save_animation, strip
-from nexttok.experiment import Experiment
+from nexttok.experiment import DRAFTER, Experiment
 from nexttok.mesh import make_mesh, use_mesh
 from nexttok.preflight import check_run
 from nexttok.profiling import Tracer
 from nexttok.rng import stream
+from nexttok.samplers.options import TRAINED
 from nexttok.stages import (
     frozen_for,
     load_features,
@@ -31,14 +32,14 @@ from nexttok.stages import (
     parameter_counts,
     reads_features,
 )
-from nexttok.weights import load_models, reused_stages, same
+from nexttok.weights import load_models, placed_models, reused_stages, same
 from nexttok.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
 log = logging.getLogger("nexttok")
 
 # What may change between a run and its continuation: sections that do not touch what was trained
 # (weights.FREE_KEYS are the keys of the others that may).
-FREE = ("eval", "sample", "sampler", "mesh", "token_dataset", "profile", "params")
+FREE = ("eval", "sample", "sampler", "mesh", "token_dataset", "profile", "params", "drafter")
 FILMED = 4  # samples shown step by step
 
 
@@ -48,6 +49,8 @@ def check_owner(exp: Experiment, workdir: str) -> None:
     if path.is_file():
         saved = read_json(path, "workdir", "a new workdir, or that of a run")
         mine = json.loads(exp.config.to_json())
+        for config in (saved, mine):  # a drafter is trained afterwards, in a folder of its own
+            config["train"] = {k: v for k, v in config["train"].items() if k != DRAFTER}
         for section in sorted((set(saved) | set(mine)) - set(FREE)):
             same(saved.get(section), mine.get(section), section,
                   f"as {workdir} was started with; choose another --workdir")  # fmt: skip
@@ -81,17 +84,54 @@ def run_train(exp: Experiment, workdir: str) -> dict:
           "'' where stages are trained; tokenizer_checkpoint reuses a tokenizer")  # fmt: skip
     mesh = make_mesh(exp.mesh)
     check_run(exp, mesh)
-    for name, count in parameter_counts(exp).items():
-        log.info("%-24s %12s parameters", name, f"{count:,}")
+    log_counts(exp)
+    if exp.sampler.name in TRAINED:  # its samples are measured with it
+        drafting.check_drafter(exp, workdir)
     done = reused_stages(exp, mesh)
     if exp.config.token_dataset and "tokenizer" in done:  # before anything is written
         params = on_this_host(models_of(exp, done).params["tokenizer"], mesh)
         token_files.loader(exp, params, exp.config.token_dataset)
     open_workdir(exp, workdir)
-    meta = {"config": json.loads(exp.config.to_json()), "versions": versions()}
+    done = on_this_host(fit_stages(exp, done, mesh, workdir, workdir), mesh)
+    done |= drafting.load_drafter(exp, done, workdir)
+    return by_the_first(lambda: measure(exp, done, workdir))
+
+
+def run_draft(exp: Experiment, workdir: str) -> None:
+    """Trains what `config.drafter` adds to the generator of a finished run (resuming); its
+    checkpoints and metrics go to <workdir>/drafters/<name>."""
+    name = exp.config.drafter.name
+    check(exp.drafter is not None, "drafter.name", name, " | ".join(TRAINED))
+    mesh, added = make_mesh(exp.mesh), exp.drafting_only
+    check_run(added, mesh)
+    log_counts(added)
+    done = placed_models(exp, workdir, mesh)
+    drafting.open_drafter(exp, workdir)
+    fit_stages(added, done, mesh, workdir, drafting.folder_of(exp, workdir))
+    log.info("trained: --config.drafter.name=%s --config.sampler.name=%s draws with it", name, name)
+
+
+def log_counts(exp: Experiment) -> None:
+    """Tells how many parameters each part has."""
+    for name, count in parameter_counts(exp).items():
+        log.info("%-24s %12s parameters", name, f"{count:,}")
+
+
+def fit_stages(exp: Experiment, done: dict[str, Any], mesh, workdir: str, folder: str) -> dict:
+    """Trains the stages that are not done, each on those before it, from its newest checkpoint.
+
+    Args:
+      exp, done, mesh: of what, with which parameters of other stages, and where.
+      workdir: of the run, where tokens are cached.
+      folder: where checkpoints and metrics go.
+
+    Returns:
+      `done` with the parameters of all stages.
+    """
+    meta, done = {"config": json.loads(exp.config.to_json()), "versions": versions()}, dict(done)
     writer = MultiWriter(
-        [JsonlWriter(os.path.join(workdir, "metrics.jsonl")),
-         TensorBoardWriter(os.path.join(workdir, "tensorboard"))]
+        [JsonlWriter(os.path.join(folder, "metrics.jsonl")),
+         TensorBoardWriter(os.path.join(folder, "tensorboard"))]
     )  # fmt: skip
     try:
         with use_mesh(mesh):
@@ -99,22 +139,22 @@ def run_train(exp: Experiment, workdir: str) -> dict:
                 if stage in done:
                     continue
                 loader = stage_loader(exp, stage)
-                frozen, folder = frozen_for(exp, stage, done), exp.config.token_dataset
-                if stage == "generator" and (folder or exp.config.cached_passes):
+                frozen, tokens = frozen_for(exp, stage, done), exp.config.token_dataset
+                cached = tokens or exp.config.cached_passes
+                if stage in ("generator", DRAFTER) and cached:
                     params = on_this_host(frozen["tokenizer"], mesh)
-                    if folder:
-                        loader = token_files.loader(exp, params, folder)
+                    if tokens:
+                        loader = token_files.loader(exp, params, tokens, stage)
                     else:
-                        loader = token_files.cached_loader(exp, params, workdir)
+                        loader = token_files.cached_loader(exp, params, workdir, stage)
                 done[stage] = train.fit(
                     make_task(exp, stage), exp.train[stage], exp.config.seed, mesh, frozen, loader,
-                    os.path.join(workdir, "checkpoints", stage), writer, meta,
-                    Tracer(exp.profile.window, os.path.join(workdir, "profile", stage)),
+                    os.path.join(folder, "checkpoints", stage), writer, meta,
+                    Tracer(exp.profile.window, os.path.join(folder, "profile", stage)),
                 )  # fmt: skip
     finally:
         writer.close()
-    done = on_this_host(done, mesh)
-    return by_the_first(lambda: measure(exp, done, workdir))
+    return done
 
 
 def by_the_first(fn: Callable[[], Any]) -> Any:
@@ -137,8 +177,7 @@ def models_of(exp: Experiment, done: dict[str, Any]) -> evaluate.Models:
         params["tokenizer"]["latent"] = done["latent"]
     if reads_features(exp):
         params["tokenizer"]["features"] = load_features(exp)
-    if "generator" in done:
-        params["generator"] = done["generator"]
+    params |= {name: done[name] for name in ("generator", DRAFTER) if name in done}
     return evaluate.Models(exp, params)
 
 
@@ -148,12 +187,14 @@ def trained(exp: Experiment, workdir: str) -> evaluate.Models:
     Raises:
       ConfigError: the workdir holds no finished run of this config.
     """
-    return models_of(exp, load_models(exp, workdir))
+    done = load_models(exp, workdir)
+    return models_of(exp, done | drafting.load_drafter(exp, done, workdir))
 
 
 def run_eval(exp: Experiment, workdir: str) -> dict:
     """Measures a finished run again and rewrites results, pictures and the report."""
     done = load_models(exp, workdir)
+    done |= drafting.load_drafter(exp, done, workdir)
     return by_the_first(lambda: measure(exp, done, workdir))
 
 
@@ -279,8 +320,13 @@ def run_sample(exp: Experiment, workdir: str) -> None:
 def run_samplers(exp: Experiment, workdir: str, choices: list[str]) -> None:
     """Measures the samplers of a finished run against each other; see comparison.py."""
     check(exp.generator is not None, "stages", tuple(exp.config.stages), "stages with a generator")
-    models = trained(exp, workdir)
-    rows = by_the_first(lambda: comparison.compare(models, choices, workdir))
+    variants = comparison.variants(exp, choices)  # all are checked before any is loaded or run
+    done = load_models(exp, workdir)
+    models = {
+        choice: models_of(other, done | drafting.load_drafter(other, done, workdir))
+        for choice, other in variants.items()
+    }
+    rows = by_the_first(lambda: comparison.compare(models, workdir))
     if rows:
         print(comparison.table(rows))
         log.info("wrote %s", os.path.join(workdir, "samplers.json"))

@@ -18,7 +18,7 @@ from nexttok.samplers.drafts.model import from_model
 from nexttok.samplers.executor import generate
 from nexttok.samplers.lantern import lantern, nearest_codes
 from nexttok.samplers.locality import locality_orders
-from nexttok.samplers.options import CAUSAL, SEARCHES
+from nexttok.samplers.options import CAUSAL, SEARCHES, TRAINED
 from nexttok.samplers.parallel import reveal
 from nexttok.samplers.speculative import speculate
 from nexttok.samplers.zipar import zipar
@@ -31,7 +31,8 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     """A jitted (params, label [B], key, given [B, N, ...]) -> (tokens [B, n, ...], stats).
 
     Args:
-      exp: the experiment; params are {tokenizer, generator}.
+      exp: the experiment; params are {tokenizer, generator}, with "drafter" where another model
+        guesses, and what `tables` makes.
       known: tokens that are given and stay. A plan of free order starts from them; along a fixed
         order each is put in place of what was drawn. None draws everything, and of `given` reads
         only the tokens of steps that the plan gives.
@@ -100,39 +101,59 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
     return sample
 
 
+def tables(exp: Experiment, tokenizer: dict) -> dict:
+    """What a sampler reads of the tokenizer's parameters, made once: {"near": nearest codes [V, k]}
+    of LANTERN, {} of others."""
+    if not exp.sampler.relax:
+        return {}
+    vocab = exp.generator.spec.vocab
+
+    @jax.jit
+    def near(quantizer):
+        every = jnp.arange(vocab, dtype=jnp.int32)
+        codes = exp.tokenizer.bottleneck.ids_to_values(quantizer, every)
+        return nearest_codes(codes, exp.sampler.looked_at(vocab))
+
+    return {"near": near(tokenizer["quantizer"])}
+
+
 def _causal_sampler(exp):
     """As `sampler`, by a sampler that sees the generator as a causal model."""
     gen, plan, choice, strength = exp.generator, exp.plan, exp.sampler, exp.sample.strength
     scale = None if strength.off else lambda at: strength.scale(at, plan)
-    warp, n, vocab = exp.sample.warp, plan.length, gen.spec.vocab
+    warp, guided = exp.sample.warp, (scale, exp.sample.mix)
 
-    def similar(tokenizer):
-        codes = exp.tokenizer.bottleneck.ids_to_values(
-            tokenizer["quantizer"], jnp.arange(vocab, dtype=jnp.int32)
-        )
-        near = nearest_codes(codes, choice.neighbours or min(1000, vocab - 1))
-        return lantern(near, choice.relax, choice.relative)
+    def drafter(params, label):
+        if choice.name == "jacobi":
+            columns = gen.spec.grid[1] if len(gen.spec.grid) == 2 else 0
+            init = choice.init or "random"
+            return jacobi(plan.length, gen.spec.vocab, choice.window or 15, init, columns)
+        if choice.name in TRAINED:
+            theirs = params["drafter"], params["generator"]
+            return exp.drafter.guesser(*theirs, label, plan, *guided, warp, choice)
+        if choice.name == "draft":
+            other, theirs = exp.draft.generator, params["drafter"]
+        else:
+            layers = choice.guessing(gen.backbone.depth)
+            other, theirs = views.shallow(gen, params["generator"], layers)
+        model = views.causal(other, theirs, label, plan, *guided)
+        return from_model(model, warp, choice.guesses, choice.controlled())
 
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         del given
-        model = views.causal(gen, params["generator"], label, plan, scale, exp.sample.mix)
+        halves = choice.name in TRAINED and exp.drafter.reads_halves
+        model = views.causal(gen, params["generator"], label, plan, *guided, halves)
         if choice.name == "zipar" and choice.adaptive:
             grid, least = gen.spec.grid, int(choice.width(gen.spec.grid))
             tokens, stats = adaptive_zipar(model, grid, least, warp, len(label), key)
         elif choice.name == "zipar":
             tokens, stats = zipar(model, choice.wavefront(gen.spec.grid), warp, len(label), key)
-        elif choice.name == "self_speculative":
-            layers = choice.guessing(gen.backbone.depth)
-            few, theirs = views.shallow(gen, params["generator"], layers)
-            few = views.causal(few, theirs, label, plan, scale, exp.sample.mix)
-            drafter = from_model(few, warp, choice.window or 4, choice.controlled())
-            relax = similar(params["tokenizer"]) if choice.relax else None
-            tokens, stats = speculate(model, drafter, warp, len(label), key, relax)
         else:
-            columns = gen.spec.grid[1] if len(gen.spec.grid) == 2 else 0
-            drafter = jacobi(n, vocab, choice.window or 15, choice.init or "random", columns)
-            tokens, stats = speculate(model, drafter, warp, len(label), key)
+            budget = choice.relax, choice.relative
+            relax = lantern(params["near"], *budget) if choice.relax else None
+            guesses = drafter(params, label)
+            tokens, stats = speculate(model, guesses, warp, len(label), key, relax)
         return jnp.take(tokens, jnp.argsort(jnp.asarray(plan.order)), axis=1), stats
 
     return sample

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nexttok import experiment, flops
 from nexttok.config import check
-from nexttok.experiment import Experiment
+from nexttok.experiment import DRAFTER, Experiment
 from nexttok.interop import dino, dinov2, lpips
 from nexttok.mesh import param_shardings
 from nexttok.rng import abstract_key, stream
@@ -28,6 +28,8 @@ def make_task(exp: Experiment, stage: str) -> Task:
             stage, model.init, lambda p, f, b, k: model.loss({**p, **f}, b, k), tokens, asked
         )
 
+    model = exp.drafter if stage == DRAFTER else exp.generator
+
     def loss(params, frozen, batch, key):
         if "ids" in batch or "values" in batch:
             tokens = Tokens(ids=batch.get("ids"), values=batch.get("values"))
@@ -35,9 +37,10 @@ def make_task(exp: Experiment, stage: str) -> Task:
             tokens = exp.tokenizer.encode(
                 frozen["tokenizer"], batch["image"], stream(key, "posterior")
             )
-        return exp.generator.loss(params, jax.lax.stop_gradient(tokens), batch["label"], key)
+        read = (params, frozen["generator"]) if stage == DRAFTER else (params,)
+        return model.loss(*read, jax.lax.stop_gradient(tokens), batch["label"], key)
 
-    return Task(stage, exp.generator.init, loss, exp.generator.spec.length, asked)
+    return Task(stage, model.init, loss, exp.generator.spec.length, asked)
 
 
 def step_flops(exp: Experiment, stage: str, params: Any, frozen: Any, batch: dict) -> float:
@@ -78,12 +81,13 @@ def frozen_for(exp: Experiment, stage: str, done: dict[str, Any]) -> dict:
     frozen = {}
     for name, path in checkpoints(exp, stage).items():
         frozen[name] = done.get(name) or FILES[name].load(path)
-    if "latent" in done and stage in ("tokenizer", "generator"):
+    if "latent" in done and stage != "latent":
         frozen["latent"] = done["latent"]
     if exp.features is not None and (stage == "tokenizer" or reads_features(exp)):
         frozen["features"] = done.get("features") or load_features(exp)
-    if stage == "generator":
-        return {"tokenizer": {**done["tokenizer"], **frozen}}
+    if stage in ("generator", DRAFTER):
+        read = {"generator": done["generator"]} if stage == DRAFTER else {}
+        return {"tokenizer": {**done["tokenizer"], **frozen}, **read}
     return frozen
 
 

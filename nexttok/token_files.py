@@ -197,8 +197,8 @@ def _checked(tokens: dict[str, np.ndarray], exp: Experiment) -> dict[str, np.nda
     return tokens
 
 
-def loader(exp: Experiment, params: Any, folder: str | os.PathLike):
-    """start step -> iterator over this process's share of the generator's batches.
+def loader(exp: Experiment, params: Any, folder: str | os.PathLike, stage: str = "generator"):
+    """start step -> iterator over this process's share of a stage's batches.
 
     Raises:
       ConfigError: the folder's tokens are of another config or tokenizer, or not all there.
@@ -209,8 +209,8 @@ def loader(exp: Experiment, params: Any, folder: str | os.PathLike):
     lacking = [p.name for p in paths if not p.exists()]
     check(not lacking, "token_dataset", str(folder),
           f"every shard; {len(lacking)} lack (--mode=tokenize goes on)")  # fmt: skip
-    cfg = exp.train["generator"]
-    check(wanted["examples"] >= cfg.batch_size, "train.generator.batch_size", cfg.batch_size,
+    cfg = exp.train[stage]
+    check(wanted["examples"] >= cfg.batch_size, f"train.{stage}.batch_size", cfg.batch_size,
           f"at most the {wanted['examples']} examples of config.token_dataset")  # fmt: skip
 
     def batches(start: int):
@@ -258,7 +258,7 @@ def _source(path):
     return pygrain.ArrayRecordDataSource([str(path)])
 
 
-def cached_loader(exp: Experiment, params: Any, workdir: str):
+def cached_loader(exp: Experiment, params: Any, workdir: str, stage: str = "generator"):
     """`loader` of `config.cached_passes` passes in a folder of the workdir, written if need be."""
     text = json.dumps(manifest(exp, params), sort_keys=True)
     name = f"tokens-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -266,4 +266,4 @@ def cached_loader(exp: Experiment, params: Any, workdir: str):
     with alone():
         tokenize(exp, params, folder)
     barrier("tokens are written")
-    return loader(exp, params, folder)
+    return loader(exp, params, folder, stage)

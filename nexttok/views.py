@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from nexttok.causal import Causal, Masked, ancestry
 from nexttok.contexts.mask import canvas
 from nexttok.generator import Generator
 from nexttok.heads import guidance
 from nexttok.nn.cache import Cache, move, ragged, take_rows
-from nexttok.nn.slots import class_slots
+from nexttok.nn.slots import Slots, class_slots
 from nexttok.plans import Plan
 from nexttok.steps import At
 
@@ -24,6 +25,7 @@ def causal(
     plan: Plan,
     scale: Callable[[At], Array] | None = None,
     mix: Callable[[Array, Array], Array] | None = None,
+    halves: bool = False,
 ) -> Causal:
     """The generator as samplers of one token a step see it (causal.py).
 
@@ -31,13 +33,11 @@ def causal(
       gen: of discrete tokens, context shift and head categorical; see `causal_refusal`.
       params, label, plan, scale: as of `Generator.step`; scale takes places [B, S] in At.
       mix: see heads/draw.py.
+      halves: hidden states of a guided call are those with and without a class, side by side
+        [B, S, 2 D]; else those with it.
     """
-    labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
-    weights, prefix, n = gen.head_params(params), gen.backbone.prefix, plan.length
-
-    def net(slots, cache):
-        slots = slots if scale is None else slots.twice()
-        return gen.network.apply({"params": params["backbone"]}, slots, labels, cache)
+    prefix, n = gen.backbone.prefix, plan.length
+    net = reader(gen, params, label, scale)
 
     def twice(x):
         return x if scale is None else jnp.concatenate([x, x])
@@ -50,19 +50,10 @@ def causal(
         return ragged(cache)
 
     def score(tokens, parents, length, cache):
-        among, written = None, length
-        if length.ndim == 1:
-            written = length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        at = written
-        if parents is not None:
-            depth, among = ancestry(parents)
-            at = length[:, None] + depth
-        # what is left of a tree is of later steps than the slots that follow it
-        slots = gen.context.window(plan, tokens, at, prefix)
-        slots = slots.replace(steps=written, written=prefix + written, among=among)
+        slots, at = window(gen, plan, tokens, parents, length)
         hidden, cache = net(slots, cache)
-        logits = _guided(gen.head.outputs(weights, hidden), jnp.minimum(at, n - 1), n, scale, mix)
-        return logits, hidden[: len(tokens)], cache
+        logits = predicted(gen, params, hidden, at, n, scale, mix)
+        return logits, beside(hidden, scale) if halves else hidden[: len(tokens)], cache
 
     def keep(cache, length, path):
         target = length[:, None] + 1 + jnp.arange(path.shape[1])[None]
@@ -73,6 +64,68 @@ def causal(
         return rows_of(cache, rows, scale is not None)
 
     return Causal(n, gen.spec.vocab, start, score, keep, select)
+
+
+def reader(
+    gen: Generator,
+    params: dict,
+    label: Int[Array, "B"],
+    scale: Callable[[At], Array] | None,
+    network: Any = None,
+) -> Callable[[Slots, Any], tuple[Array, Any]]:
+    """(slots of B rows, cache) -> (hidden states, cache), by a network or the generator's own; with
+    a scale of 2B rows, the second half without a class."""
+    labels = label if scale is None else jnp.concatenate([label, jnp.full_like(label, -1)])
+    network = gen.network if network is None else network
+
+    def read(slots, cache):
+        slots = slots if scale is None else slots.twice()
+        return network.apply({"params": params["backbone"]}, slots, labels, cache)
+
+    return read
+
+
+def window(
+    gen: Generator,
+    plan: Plan,
+    tokens: Int[Array, "B S"],
+    parents: Int[Array, "B S"] | None,
+    length: Int[Array, "B"] | Int[Array, "B S"],
+) -> tuple[Slots, Int[Array, "B S"]]:
+    """Slots of a window that is written into a cache, and the tokens that they predict; arguments
+    are those of `Causal.score`."""
+    among, written = None, length
+    if length.ndim == 1:
+        written = length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    at = written
+    if parents is not None:
+        depth, among = ancestry(parents)
+        at = length[:, None] + depth
+    prefix = gen.backbone.prefix
+    # what is left of a tree is of later steps than the slots that follow it
+    slots = gen.context.window(plan, tokens, at, prefix)
+    return slots.replace(steps=written, written=prefix + written, among=among), at
+
+
+def predicted(
+    gen: Generator,
+    params: dict,
+    hidden: Float[Array, "R S D"],
+    at: Int[Array, "B S"],
+    tokens: int,
+    scale: Callable[[At], Array] | None = None,
+    mix: Callable[[Array, Array], Array] | None = None,
+) -> Float[Array, "B S V"]:
+    """Guided logits of tokens `at` of so many, from what a `reader` gives."""
+    every = gen.head.outputs(gen.head_params(params), hidden)
+    return _guided(every, jnp.minimum(at, tokens - 1), tokens, scale, mix)
+
+
+def beside(
+    hidden: Float[Array, "R S D"], scale: Callable[[At], Array] | None
+) -> Float[Array, "B S F"]:
+    """States of both halves of a guided batch, side by side."""
+    return hidden if scale is None else jnp.concatenate(jnp.split(hidden, 2), axis=-1)
 
 
 def masked(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from nexttok import experiment
 from nexttok.checkpoint import restore_params
-from nexttok.config import ConfigError, check, read_json
+from nexttok.config import ConfigError, check, read_json, tuples
 from nexttok.distributed import on_this_host
 from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.interop import export
@@ -163,7 +163,15 @@ def reused_stages(exp: Experiment, mesh) -> dict[str, Any]:
 
 
 def load_models(exp: Experiment, workdir: str, stages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Parameters of finished stages, on this host.
+    """As `placed_models`, on this host."""
+    mesh = make_mesh(exp.mesh)
+    return on_this_host(placed_models(exp, workdir, mesh, stages), mesh)
+
+
+def placed_models(
+    exp: Experiment, workdir: str, mesh, stages: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Parameters of finished stages, where the mesh places them.
 
     They are those of `config.params`; of what it lacks, those of `config.tokenizer_checkpoint`;
     without `config.params`, the others are the workdir's.
@@ -171,12 +179,13 @@ def load_models(exp: Experiment, workdir: str, stages: tuple[str, ...] = ()) -> 
     Args:
       exp: of the same config.
       workdir: of a run.
+      mesh: see above.
       stages: those wanted, () for all.
 
     Raises:
       ConfigError: there is no such run, or one of another config.
     """
-    mesh, wanted = make_mesh(exp.mesh), stages or tuple(exp.train)
+    wanted = stages or tuple(exp.train)
     done = given_stages(exp, mesh)
     if set(wanted) - set(done):
         done = reused_stages(exp, mesh) | done
@@ -192,7 +201,7 @@ def load_models(exp: Experiment, workdir: str, stages: tuple[str, ...] = ()) -> 
         sections = ["latent", "tokenizer", "generator"]
         _check_sections(exp, found, sections, f"as {workdir} was trained with")
         done |= {s: found.load(exp, s, mesh) for s in lacking}
-    return on_this_host(done, mesh)
+    return done
 
 
 def config_of(params: str) -> ConfigDict:
@@ -205,20 +214,13 @@ def config_of(params: str) -> ConfigDict:
     check(bool(found), "params", params, RUN)
     first = next((f for f in found if f.holds("generator")), found[0])
     try:
-        config = ConfigDict(_tuples({"params": ""} | first.config))
+        config = ConfigDict(tuples({"params": ""} | first.config))
         experiment.resolve(config)
     except ConfigError:
         raise
     except Exception as error:  # written by whomever, it may break any part
         raise ConfigError(f"config.params = {str(first.path)!r}: its config: {error}") from error
     return config
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def export_run(path: str, out: str) -> int:

@@ -1,6 +1,7 @@
 """The programs of an experiment that run on accelerators, as shapes on a mesh."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 from nexttok import flops, sampling, token_files, train
 from nexttok.config import check
 from nexttok.evals import classifier
-from nexttok.experiment import Experiment
+from nexttok.experiment import DRAFTER, Experiment
 from nexttok.mesh import batch_sharding, replicated, use_mesh
 from nexttok.rng import abstract_key
+from nexttok.samplers.options import TRAINED
 from nexttok.stages import FILES, abstract_params, check_batches, checkpoints, frozen_for, make_task
 
 
@@ -86,6 +88,12 @@ def sampler(exp: Experiment, mesh) -> Program:
     batch = -(-exp.eval.batch_size // ways) * ways
     with use_mesh(mesh):
         params = {s: abstract_params(exp, s, mesh) for s in ("tokenizer", "generator")}
+        if exp.sampler.name in TRAINED:
+            params["drafter"] = abstract_params(exp, DRAFTER, mesh)
+        elif exp.draft is not None:
+            params["drafter"] = abstract_params(exp.draft, "generator", mesh)
+    made = jax.eval_shape(functools.partial(sampling.tables, exp), params["tokenizer"])
+    params |= jax.tree.map(lambda x: x.update(sharding=replicated(mesh)), made)
     if exp.sampler.judged:
         judge = classifier.shapes(exp.image_shape, exp.data.num_classes)
         params["judge"] = jax.tree.map(lambda x: x.update(sharding=replicated(mesh)), judge)

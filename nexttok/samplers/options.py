@@ -11,11 +11,16 @@ from nexttok.samplers.reuse import groups
 from nexttok.samplers.scaling import FEATURES, POTENTIALS, REWARDS, schedule
 from nexttok.samplers.zipar import Wavefront, wavefront
 
+RELAXED = ("relax", "relative", "neighbours")
 # the options that each sampler reads; "plan" is the executor
 READS = {
     "plan": (),
     "jacobi": ("window", "init"),
-    "self_speculative": ("window", "layers", "control", "relax", "relative", "neighbours"),
+    "self_speculative": ("window", "layers", "control", *RELAXED),
+    "draft": ("draft", "window", "control", *RELAXED),
+    "pass": ("window", *RELAXED),
+    "eesd": ("window", "control", *RELAXED),
+    "eagle": ("window", "control", *RELAXED),
     "zipar": ("lag", "adaptive"),
     "lpd": ("orders",),
     "disa": ("solver_steps", "anneal"),
@@ -28,21 +33,23 @@ READS = {
     "stochastic_beam": ("beams",),
     "contrastive_search": ("candidates", "alpha"),
 }
-CAUSAL = ("jacobi", "self_speculative", "zipar")  # they see the generator as a causal model
+TRAINED = ("pass", "eesd", "eagle")  # they guess by what `config.drafter` adds to a generator
+# they see the generator as a causal model
+CAUSAL = ("jacobi", "self_speculative", "draft", "zipar", *TRAINED)
 SEARCHES = ("beam", "diverse_beam", "stochastic_beam", "contrastive_search")  # and so do these
 OFF = {
-    "window": 0, "lag": 0.0, "init": "", "relax": 0.0, "relative": False, "neighbours": 0,
-    "layers": (), "control": "", "adaptive": False, "orders": 0, "solver_steps": (), "anneal": "",
-    "whole": 0, "local": 0, "threshold": 0.0, "factor": 0.0, "particles": (), "early": 0,
-    "features": "", "reward": "", "potential": "", "strength": 0.0, "beams": 0, "groups": 0,
-    "penalty": 0.0, "candidates": 0, "alpha": 0.0, "persistent": False,
+    "draft": "", "window": 0, "lag": 0.0, "init": "", "relax": 0.0, "relative": False,
+    "neighbours": 0, "layers": (), "control": "", "adaptive": False, "orders": 0,
+    "solver_steps": (), "anneal": "", "whole": 0, "local": 0, "threshold": 0.0, "factor": 0.0,
+    "particles": (), "early": 0, "features": "", "reward": "", "potential": "", "strength": 0.0,
+    "beams": 0, "groups": 0, "penalty": 0.0, "candidates": 0, "alpha": 0.0, "persistent": False,
 }  # fmt: skip
+CONTROLS = ("fixed", "threshold", "thompson")
 NUMBERS = tuple(name for name, off in OFF.items() if type(off) in (int, float))
 WORDS = {
-    "init": INITS, "anneal": SHAPES, "control": ("threshold", "thompson"), "features": FEATURES,
+    "init": INITS, "anneal": SHAPES, "control": CONTROLS, "features": FEATURES,
     "reward": tuple(REWARDS), "potential": POTENTIALS,
 }  # fmt: skip
-CONTROLS = {"": drafts.fixed, "threshold": drafts.threshold, "thompson": drafts.thompson}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Asked:
       sizes, kind: of the plan; depth: of the backbone.
       codebook: the tokens are the codes of one codebook.
       scaled: its context is upsample.
+      drafter: `config.drafter.name`; ahead: tokens that it guesses at once.
     """
 
     grid: tuple[int, ...]
@@ -68,6 +76,8 @@ class Asked:
     depth: int
     codebook: bool
     scaled: bool
+    drafter: str
+    ahead: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +87,19 @@ class SamplerConfig:
     Attributes:
       name: plan (the executor follows the plan), lpd (it does, in orders of its own), disa (in
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
-        self_speculative, zipar, parallel, revocable, tts_var, beam, diverse_beam,
-        stochastic_beam, contrastive_search.
-      window: guesses of a call (own: 15 of jacobi, 4 of self_speculative).
+        self_speculative, draft, zipar, parallel, revocable, tts_var, beam, diverse_beam,
+        stochastic_beam, contrastive_search, and those that guess by what `config.drafter`
+        trained, which has their name: pass, eesd, eagle.
+      draft: draft: workdir of the run whose generator guesses; it draws the same tokens.
+      window: guesses of a call (own: 15 of jacobi, 4 of the others); pass: behind the next token
+        (own: all that are trained).
       lag: zipar: the window, by how many columns a row is behind the one above it (own: 0.4 of
         them); 1.5 is by 2 and 1 in turn; with adaptive the least one, and whole.
       init: jacobi: what a guess starts as (drafts/jacobi.py; own: random).
       layers: self_speculative: the layers that guess (own: every other one, the first included).
-      control: self_speculative: how many guesses there are (drafts/model.py; own: always all).
-      relax, relative, neighbours: self_speculative: budget of LANTERN and whether it is relative,
-        and how many codes are looked at (lantern.py; own: 1,000).
+      control: how many guesses a model makes (drafts/model.py; own: thompson of eesd, else fixed).
+      relax, relative, neighbours: budget of LANTERN and whether it is relative, and how many codes
+        are looked at (lantern.py; own: 1,000).
       orders: lpd: size of the pool (own: 64).
       solver_steps: disa: of the first and of the last step (own: a half and a twentieth of the
         head's, as its paper); anneal: how they fall (annealing.py; own: linear).
@@ -106,6 +119,7 @@ class SamplerConfig:
     """
 
     name: str
+    draft: str
     window: int
     lag: float
     init: str
@@ -146,6 +160,8 @@ class SamplerConfig:
             check(value in ("", *words), f"sampler.{name}", value, "'' | " + " | ".join(words))
         lost = self.relax == 0 and (self.relative or self.neighbours > 0)
         check(not lost, "sampler.relax", self.relax, "above 0 with relative or neighbours")
+        asked = bool(self.draft) or self.name != "draft"
+        check(asked, "sampler.draft", self.draft, "the workdir of a run whose generator guesses")
         two = len(self.solver_steps) in (0, 2) and all(2 <= n <= 1000 for n in self.solver_steps)
         check(two, "sampler.solver_steps", self.solver_steps, "two numbers of 2 .. 1000, or ()")
         for name in ("reward", "strength"):
@@ -182,6 +198,8 @@ class SamplerConfig:
         elif self.name == "recap":
             need(asked.masked, "the context is not mask")
             self.merged(asked.sizes)
+        elif self.name in TRAINED:
+            need(asked.drafter == self.name, f"config.drafter.name is {asked.drafter!r}")
         elif self.name in ("parallel", "revocable"):
             need(
                 asked.masked and asked.vocab > 0,
@@ -189,6 +207,8 @@ class SamplerConfig:
             )
         known = self.candidates <= asked.vocab or self.name != "contrastive_search"
         check(known, "sampler.candidates", self.candidates, f"0 .. {asked.vocab}")
+        far = self.name == "pass" and self.window > asked.ahead
+        check(not far, "sampler.window", self.window, f"0 .. {asked.ahead}, as many are trained")
         above = not self.init.endswith("above") or flat
         check(above, "sampler.init", self.init, "one without 'above', as these tokens have no rows")
         codes = self.relax == 0 or asked.codebook
@@ -228,10 +248,20 @@ class SamplerConfig:
         return self.lag or max(math.floor(own) if self.adaptive else own, 1)
 
     def controlled(self) -> drafts.Control:
-        """How many guesses self_speculative makes."""
-        if self.control == "threshold":
-            return drafts.threshold(most=self.window or 4)
-        return CONTROLS[self.control]()
+        """How many guesses a model makes."""
+        control = self.control or ("thompson" if self.name == "eesd" else "fixed")
+        if control == "threshold":
+            return drafts.threshold(most=self.guesses)
+        return drafts.thompson() if control == "thompson" else drafts.fixed()
+
+    @property
+    def guesses(self) -> int:
+        """Of a model, at most so many a call."""
+        return self.window or 4
+
+    def looked_at(self, vocab: int) -> int:
+        """Codes that LANTERN looks at."""
+        return self.neighbours or min(1000, vocab - 1)
 
     def guessing(self, depth: int) -> tuple[int, ...]:
         """The layers, of so many, that guess in self_speculative."""

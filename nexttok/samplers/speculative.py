@@ -1,8 +1,9 @@
 """Speculative decoding: draft several tokens, verify them in one call of the model, keep a prefix.
 
 One loop serves every drafter (samplers/drafts): chains and trees, from a smaller model, from the
-model's own last call (Jacobi), from counts. Rows of a batch advance independently (Qian et al.,
-"BASS: Batched Attention-optimized Speculative Sampling", 2024), which keeps each of them exact.
+model's own last call (Jacobi) or look ahead, from counts. Rows of a batch advance independently
+(Qian et al., "BASS: Batched Attention-optimized Speculative Sampling", 2024), which keeps each of
+them exact.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       draft, verdict: of the round.
-      probs: the model's law behind every node [B, M, V].
+      probs: the model's law behind every node [B, M, V]; hidden: its states there [B, M, F].
       tokens: by place in the order, committed before `length` [B, N + D + 1].
       before, length: committed tokens before and after the round [B].
     """
@@ -31,6 +32,7 @@ class Outcome(NamedTuple):
     draft: Draft
     verdict: Verdict
     probs: Float[Array, "B M V"]
+    hidden: Float[Array, "B M F"]
     tokens: Int[Array, "B T"]
     before: Int[Array, "B"]
     length: Int[Array, "B"]
@@ -48,6 +50,8 @@ class Drafter:
         depend on what it has drawn, never on a draw that it then leaves out.
       learn: (memory, Outcome, key) -> memory.
       calls: of the model that drafts, per round.
+      peek: (memory, last token [B], length [B], state) -> (memory, state), before it proposes: what
+        it asks the verifying model itself, in slots of it that are not kept; None asks nothing.
     """
 
     nodes: int
@@ -58,6 +62,7 @@ class Drafter:
     propose: Callable[..., tuple[Draft, Any]]
     learn: Callable[..., Any]
     calls: int = 0
+    peek: Callable[..., tuple[Any, Any]] | None = None
 
 
 def speculate(
@@ -92,9 +97,12 @@ def speculate(
         key = stream(rng, "round", carry["calls"])
         tokens, before = carry["tokens"], carry["length"]
         last = jnp.take_along_axis(tokens, jnp.maximum(before - 1, 0)[:, None], axis=1)[:, 0]
-        draft, memory = drafter.propose(carry["memory"], last, before, stream(key, "draft"))
+        memory, state = carry["memory"], carry["state"]
+        if drafter.peek is not None:
+            memory, state = drafter.peek(memory, last, before, state)
+        draft, memory = drafter.propose(memory, last, before, stream(key, "draft"))
         parents = None if drafter.width == 1 else draft.parents
-        logits, _, state = model.score(draft.tokens, parents, before, carry["state"])
+        logits, hidden, state = model.score(draft.tokens, parents, before, state)
         probs = jax.nn.softmax(warp(logits).astype(jnp.float32), axis=-1)
         shape = (drafter.kind, drafter.width, drafter.depth)
         verdict = verify(draft, probs, stream(key, "verify"), *shape, relax)
@@ -108,7 +116,7 @@ def speculate(
         old = tokens[rows, at]
         tokens = tokens.at[rows, at].set(jnp.where(ahead <= count, new, old))
         length = jnp.minimum(before + verdict.accepted + 1, n)
-        outcome = Outcome(draft, verdict, probs, tokens, before, length)
+        outcome = Outcome(draft, verdict, probs, hidden, tokens, before, length)
         active = before < n
         gained = jnp.where(active, length - before, 0)
         return {

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nexttok.causal import Causal
 from nexttok.samplers import exactness
 from nexttok.samplers.drafts import distinct, ngram
 from nexttok.samplers.drafts.jacobi import INITS, jacobi
+from nexttok.samplers.drafts.lookahead import lookahead
 from nexttok.samplers.drafts.model import from_model, thompson, threshold
 from nexttok.samplers.gumbel import conditioned
 from nexttok.samplers.logits import warper
@@ -25,6 +27,41 @@ SMALL = exactness.causal(OTHER)
 PLAIN, WARPED, GREEDY = warper(1.0, 0, 0.0), warper(0.6, 2, 0.0), warper(0.0, 0, 0.0)
 SOME = np.random.default_rng(0).integers(0, VOCAB, (30, TOKENS))
 COUNTS = ngram.count(SOME, VOCAB, 2)
+
+
+def ahead(table, count):
+    """A look ahead whose laws but the first are some of another table."""
+
+    def look(last, length, state):
+        window = jnp.pad(last[:, None], ((0, 0), (0, count)))
+        other = SMALL.score(window, None, length, state)[0]
+        logits, _, state = exactness.causal(table).score(window, None, length, state)
+        return jnp.concatenate([logits[:, :1], other[:, 1:]], axis=1), state
+
+    return lambda warp: lookahead(look, warp, count, VOCAB)
+
+
+def corrected(guesses, control=None):
+    """A drafter whose laws depend on what the model that verifies has found."""
+
+    def start(batch, room):
+        return SMALL.start(batch, room + guesses), jnp.zeros((batch,))
+
+    def score(tokens, parents, length, state):
+        logits, hidden, held = SMALL.score(tokens, parents, length, state[0])
+        rising = jnp.arange(VOCAB, dtype=jnp.float32)[None, None]
+        logits = logits + 3.0 * state[1][:, None, None] * rising
+        return logits, hidden, (held, jax.nn.softmax(logits[:, -1], axis=-1)[:, 1])
+
+    def correct(state, outcome):
+        guesses = outcome.draft.tokens[:, 1:]
+        held = SMALL.score(guesses, None, outcome.before + 1, state[0])[2]
+        found = outcome.probs[jnp.arange(len(guesses)), outcome.verdict.accepted]
+        return held, found[:, 0]
+
+    model = Causal(TOKENS, VOCAB, start, score)
+    return lambda warp: from_model(model, warp, guesses, control, correct)
+
 
 # name: (table, warp, drafter of a warp)
 LOSSLESS = {
@@ -44,6 +81,12 @@ LOSSLESS = {
     "ngram_2_2": (GUIDED, WARPED, lambda warp: ngram.ngram(COUNTS, VOCAB, (2, 2))),
     "threshold": (TABLE, PLAIN, lambda warp: from_model(SMALL, warp, 3, threshold(most=3))),
     "thompson": (TABLE, PLAIN, lambda warp: from_model(SMALL, warp, 3, thompson())),
+    "ahead_1": (TABLE, PLAIN, ahead(TABLE, 1)),
+    "ahead_2_guided": (GUIDED, WARPED, ahead(GUIDED, 2)),
+    "ahead_3": (TABLE, PLAIN, ahead(TABLE, 3)),
+    "corrected_1": (TABLE, WARPED, corrected(1)),
+    "corrected_2_guided": (GUIDED, PLAIN, corrected(2)),
+    "corrected_3": (TABLE, PLAIN, corrected(3, thompson())),
     "branching_2_2": (TABLE, PLAIN, lambda warp: distinct.branching(SMALL, warp, (2, 2))),
     "branching_3_1": (TABLE, PLAIN, lambda warp: distinct.branching(SMALL, warp, (3, 1))),
     "branching_warped": (TABLE, WARPED, lambda warp: distinct.branching(SMALL, warp, (3, 2))),
@@ -55,7 +98,8 @@ LOSSLESS = {
 # one of each kind runs always, the other settings with the slow tests
 QUICK = (
     "jacobi_random_1", "jacobi_sample_above_1", "jacobi_guided", "model_3", "threshold",
-    "ngram_2_2", "model_of_another_warp", "branching_2_2", "beams_2_3",
+    "ngram_2_2", "model_of_another_warp", "branching_2_2", "beams_2_3", "ahead_2_guided",
+    "corrected_3",
 )  # fmt: skip
 SETTINGS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LOSSLESS

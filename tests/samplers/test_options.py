@@ -1,6 +1,7 @@
 """`config.sampler`: what it refuses, and samplers of a whole experiment against the executor."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,12 @@ def parameters(depth):
 @functools.cache
 def drawn(temperature=1.0, guidance=2.0, depth=1, label=(0, 1, 2, 3), **sampler):
     """Tokens and stats of it."""
-    exp = experiment(temperature, guidance, depth, **sampler)
+    exp, params = experiment(temperature, guidance, depth, **sampler), parameters(depth)
+    if exp.draft is not None:
+        params = params | {"drafter": redrawn(exp.draft.generator, 2)}
+    params = params | sampling.tables(exp, params["tokenizer"])
     label, blank = jnp.asarray(label, jnp.int32), sampling.blank(exp, len(label))
-    tokens, stats = sampling.sampler(exp)(parameters(depth), label, KEY, blank)
+    tokens, stats = sampling.sampler(exp)(params, label, KEY, blank)
     return np.asarray(tokens), {k: np.asarray(v) for k, v in stats.items()}
 
 
@@ -75,7 +79,7 @@ def test_contrast_is_the_same_to_every_sampler():
 
 SELF = "self_speculative"
 BAD = {
-    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | zipar"),
+    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | draft"),
     "unread": (llamagen, dict(init="random"), "sampler.init = 'random': expected '', as sampl"),
     "window": (llamagen, dict(name="jacobi", window=-1), "at least 0"),
     "wide": (llamagen, dict(name="zipar", lag=5.0), "sampler.lag = 5.0: expected 1 .. 4 columns"),
@@ -91,6 +95,10 @@ BAD = {
     "lost": (llamagen, dict(name=SELF, relative=True), "sampler.relax = 0.0: expected above 0"),
     "codes": (flextok, dict(name=SELF, relax=0.1), "0, as these tokens are not codes of a"),
     "many": (llamagen, dict(name=SELF, relax=0.1, neighbours=256), "0 .. 255"),
+    "nobody": (llamagen, dict(name="draft"), "sampler.draft = '': expected the workdir of a run"),
+    "nowhere": (llamagen, dict(name="draft", draft="no"), "the workdir of a finished run"),
+    "untrained": (llamagen, dict(name="eesd"), "another, as config.drafter.name is ''"),
+    "control": (llamagen, dict(name=SELF, control="all"), "'' | fixed | threshold | thompson"),
     "context": (llamagen, dict(name="recap"), "another, as the context is not mask"),
     "steps": (mar, dict(name="recap", whole=9), "sampler.whole = 9: expected 0 .. 8 steps"),
     "mask": (maskgit, dict(name="jacobi"), "another, as context mask does not draw one"),
@@ -119,6 +127,44 @@ def test_greedy_drafts_of_some_layers_are_greedy_raster(control):
 def test_drafts_of_all_layers_are_all_accepted():
     _, stats = drawn(depth=2, name="self_speculative", window=3, layers=(0, 1))
     assert stats["network_calls"] == 4
+
+
+def run_of(folder, paper=llamagen, **changes):
+    """A workdir as far as its config goes."""
+    config = paper.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(json.loads(config.to_json())))
+    return str(folder)
+
+
+def test_greedy_drafts_of_another_run_are_greedy_raster(tmp_path):
+    narrow = {"generator.backbone.width": 16, "generator.backbone.head_dim": 4}
+    draft = run_of(tmp_path / "small", **narrow)
+    tokens, stats = drawn(0.0, name="draft", draft=draft, window=3, control="threshold")
+    np.testing.assert_array_equal(tokens, drawn(0.0)[0])
+    assert stats["draft_calls"] == 4 * stats["network_calls"]
+
+
+@pytest.mark.parametrize(
+    ("paper", "changes", "words"),
+    [
+        (llamagen, {"tokenizer.bottleneck.size": 128}, "a run of 256 ids, not 128"),
+        (llamagen, {"data.resolution": 32}, "a run of 16 tokens, not 64"),
+        (llamagen, {"data.num_classes": 9}, "a run of 10 classes, not 9"),
+        (llamagen, {"generator.class_dropout": 0.0}, "a run with class dropout, as sample.guid"),
+        (llamagen, {"stages": ("tokenizer",)}, "a run with a generator"),
+        (llamagen, {"generator.head.init": "odd"}, "config.generator.head.init = 'odd'"),
+        (maskgit, {}, "another run, as context mask does not draw"),
+    ],
+)
+def test_refuses_drafts_of_a_run_that_does_not_fit(tmp_path, paper, changes, words):
+    config = llamagen.get_config("tiny")
+    config.sampler.update(name="draft", draft=run_of(tmp_path / "run", paper, **changes))
+    with pytest.raises(ConfigError) as error:
+        resolve(config)
+    assert "config.sampler.draft = " in str(error.value)
+    assert words in str(error.value)
 
 
 def test_similar_codes_count_for_a_guess():

@@ -106,7 +106,11 @@ def thompson() -> Control:
 
 
 def from_model(
-    model: Causal, warp: Callable[[Array], Array], guesses: int, control: Control | None = None
+    model: Causal,
+    warp: Callable[[Array], Array],
+    guesses: int,
+    control: Control | None = None,
+    correct: Callable[[Any, Outcome], Any] | None = None,
 ) -> Drafter:
     """A chain of at most `guesses` tokens per round.
 
@@ -115,6 +119,8 @@ def from_model(
       warp: of its logits; guesses follow what it gives.
       guesses: per round.
       control: of their number; None for all of them.
+      correct: (state of the model, Outcome) -> state: of a model that reads what the verifying
+        model finds, and with it the tokens that were kept anew; None reads them as guessed.
 
     Raises:
       ConfigError: no guesses.
@@ -138,17 +144,20 @@ def from_model(
             return (state, new, further), (new, law, going)
 
         # the last guess is only read in, so that the drafter's cache lacks nothing
+        calls = guesses + (correct is None)
         carry = (state, last, jnp.ones(last.shape, bool))
-        (state, _, _), (tokens, laws, there) = jax.lax.scan(guess, carry, jnp.arange(guesses + 1))
-        tokens, laws, there = (x.swapaxes(0, 1) for x in (tokens, laws, there))
+        (state, _, _), rows = jax.lax.scan(guess, carry, jnp.arange(calls))
+        tokens, laws, there = (x[:guesses].swapaxes(0, 1) for x in rows)
         parents = chain(len(last), guesses + 1)
-        parents = parents.at[:, 1:].set(jnp.where(there[:, :-1], parents[:, 1:], -1))
-        tokens = jnp.concatenate([last[:, None], tokens[:, :-1]], axis=1)
+        parents = parents.at[:, 1:].set(jnp.where(there, parents[:, 1:], -1))
+        tokens = jnp.concatenate([last[:, None], tokens], axis=1)
+        laws = jnp.pad(laws, ((0, 0), (0, 1), (0, 0)))  # nothing stands behind the last guess
         return Draft(tokens, parents, laws), (state, known)
 
     def learn(memory, outcome: Outcome, key):
         del key
         made = (outcome.draft.parents[:, 1:] >= 0).sum(-1)
-        return memory[0], control.learn(memory[1], made, outcome.verdict.accepted)
+        state = memory[0] if correct is None else correct(memory[0], outcome)
+        return state, control.learn(memory[1], made, outcome.verdict.accepted)
 
     return Drafter(guesses + 1, guesses, 1, "independent", start, propose, learn, guesses + 1)
