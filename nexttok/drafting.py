@@ -30,7 +30,7 @@ def check_drafter(exp: Experiment, workdir: str, there: bool = True) -> dict:
     """Raises ConfigError unless the drafter of a run belongs to this config.
 
     Args:
-      there: it has to be there.
+      there: it has to be there, however it was trained; else it may be trained further.
 
     Returns:
       What of the config decides.
@@ -41,7 +41,9 @@ def check_drafter(exp: Experiment, workdir: str, there: bool = True) -> dict:
     mine["train"] = {DRAFTER: config["train"][DRAFTER]}
     if path.is_file():
         saved = read_json(path, "drafter", "a folder that --mode=draft wrote")
-        same(saved, mine, "", f"as {folder} was started with; delete it to start anew")
+        for section in sorted({*saved, *mine} - ({"train"} if there else set())):
+            why = f"as {folder} was started with; delete it to start anew"
+            same(saved.get(section), mine.get(section), section, why)
     made = path.is_file() or not there
     check(made, "sampler.name", exp.sampler.name, f"--mode=draft on {workdir} before")
     return mine
