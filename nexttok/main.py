@@ -22,6 +22,8 @@ MODES = {
     "<workdir>/tokens",
     "cluster": "k-means of a tokenizer's codes into config.eval.clusters coarse labels",
     "sample": "draw images from a finished run (config.sample.*)",
+    "images": "write held-out images, their reconstructions and samples, as nexttok.score reads "
+    "them (config.eval.images, config.eval.samples)",
     "samplers": "measure the samplers that fit a finished run against each other (--samplers)",
     "sweep": "train every member of the config's own sweep, or of --sweep, that is not finished; "
     "then print the table of all",
@@ -203,6 +205,7 @@ def dispatch(args: argparse.Namespace, config: ConfigDict) -> None:
             "draft": run.run_draft,
             "eval": run.run_eval,
             "sample": run.run_sample,
+            "images": run.run_images,
             "tokenize": run.run_tokenize,
             "cluster": run.run_cluster,
             "samplers": functools.partial(run.run_samplers, choices=choices),

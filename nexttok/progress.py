@@ -1,4 +1,4 @@
-"""Progress of a training stage: loss, throughput, where a step's time goes, and time left."""
+"""Progress of a stage: loss, throughput, where a step's time goes, and time left."""
 
 import contextlib
 import sys
@@ -44,7 +44,7 @@ class Progress:
         self._waited += time.monotonic() - start
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Moves to `step` and shows `metrics["loss"]`."""
+        """Moves to `step` and shows `metrics["loss"]`, where there is one."""
         now, steps = time.monotonic(), step - self.step
         seconds = max(now - self._then, 1e-9) / steps
         self.rates = {
@@ -57,7 +57,8 @@ class Progress:
         if self.ideal:
             self.rates["mfu"] = self.ideal / seconds
         self.step, self._then, self._waited = step, now, 0.0
-        shown = [f"loss {metrics['loss']:.4f}", *self._shown()]
+        shown = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+        shown += self._shown()
         self._bar.update(steps)
         self._bar.set_postfix_str(", ".join(shown))
         if self._plain and (now - self._told >= self.every or step == self.total):

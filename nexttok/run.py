@@ -12,7 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from nexttok import clustering, comparison, drafting, editing, evaluate, token_files, train
+from nexttok import (
+    clustering,
+    comparison,
+    drafting,
+    editing,
+    evaluate,
+    image_files,
+    token_files,
+    train,
+)
 from nexttok.config import check, read_json
 from nexttok.data.loader import class_names, make_loader
 from nexttok.distributed import alone, barrier, on_this_host
@@ -315,6 +324,13 @@ def run_sample(exp: Experiment, workdir: str) -> None:
     by_the_first(lambda: draw(models, workdir))
     if jax.process_index() == 0 and os.path.isfile(os.path.join(workdir, "results.json")):
         report.write_report(workdir)  # with the new pictures
+
+
+def run_images(exp: Experiment, workdir: str) -> None:
+    """Writes images/{originals,reconstructions,samples}.npz, which nexttok.score reads."""
+    models = trained(exp, workdir)
+    for path in image_files.write_images(models, workdir):
+        log.info("wrote %s", path)
 
 
 def run_samplers(exp: Experiment, workdir: str, choices: list[str]) -> None:

@@ -4,15 +4,49 @@ import numpy as np
 from jaxtyping import Float
 
 
+class Moments:
+    """Mean and covariance of rows that come in parts, in float64.
+
+    Parts are merged by their own means (Chan, Golub and LeVeque, 1979), so that nothing cancels.
+
+    Attributes:
+      count: rows seen; mean [D]; scatter [D, D], the sum of products of deviations from the mean.
+    """
+
+    def __init__(self, width: int):
+        """No rows yet, of `width` features."""
+        self.count, self.mean = 0, np.zeros(width)
+        self.scatter = np.zeros((width, width))
+
+    def add(self, features: Float[np.ndarray, "M D"]) -> None:
+        """Takes in rows."""
+        rows = features.astype(np.float64)
+        mean, total = rows.mean(0), self.count + len(rows)
+        rows -= mean
+        self.scatter += rows.T @ rows
+        gap = mean - self.mean
+        self.scatter += np.outer(gap, gap) * (self.count * len(rows) / total)
+        self.mean += gap * (len(rows) / total)
+        self.count = total
+
+    @property
+    def gaussian(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean [D] and covariance [D, D], of two rows or more."""
+        return self.mean, self.scatter / (self.count - 1)
+
+
 def statistics(features: Float[np.ndarray, "M D"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D], in float64."""
-    features = features.astype(np.float64)
-    return features.mean(0), np.cov(features, rowvar=False)
+    moments = Moments(features.shape[1])
+    moments.add(features)
+    return moments.gaussian
 
 
 def _root(s: np.ndarray) -> np.ndarray:
+    """The symmetric root; eigenvalues that rounding alone can make count as zero."""
     values, vectors = np.linalg.eigh(s)
-    return vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+    least = len(s) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+    return vectors * np.sqrt(np.where(values > least, values, 0.0)) @ vectors.T
 
 
 def gaussian_distance(
@@ -20,12 +54,10 @@ def gaussian_distance(
 ) -> float:
     """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    The trace of the root is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: eigenvalues
-    suffice and singular covariances are no trouble.
+    The trace of the root is the sum of the singular values of A^(1/2) B^(1/2): they are exact
+    where covariances are singular, as those of fewer rows than features are.
     """
-    root = _root(cov_a)
-    values = np.linalg.eigvalsh(root @ cov_b @ root)
-    cross = np.sqrt(np.maximum(values, 0.0)).sum()
+    cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
     return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 

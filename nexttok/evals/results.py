@@ -1,20 +1,35 @@
-"""results.json: every final number of a run."""
+"""results.json: every final number of a run; files that are written whole or not at all."""
 
+import io
 import json
 import math
 import os
 import pathlib
 
+import numpy as np
+
 from nexttok.config import check
+
+
+def write_bytes(path: str | os.PathLike, data: bytes | memoryview) -> None:
+    """Writes a file whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_bytes(path, text.encode())
+
+
+def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a .npz whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getbuffer())
 
 
 def _check_finite(value, where: str) -> None:

@@ -12,6 +12,20 @@ def area(out: int, size: int) -> Float[np.ndarray, "o i"]:
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
+def bilinear(out: int, size: int, corners: bool = False) -> Float[np.ndarray, "o i"]:
+    """Linear interpolation: clamped borders, no antialiasing, half-pixel centres.
+
+    With `corners` samples lie at i size / out, as in resize_bilinear of TensorFlow 1.
+    """
+    half = 0.0 if corners else 0.5
+    centre = np.clip((np.arange(out) + half) * size / out - half, 0, size - 1)
+    matrix = np.zeros((out, size))
+    base = np.floor(centre).astype(int)
+    for tap, weight in ((0, 1 - centre + base), (1, centre - base)):
+        np.add.at(matrix, (np.arange(out), np.minimum(base + tap, size - 1)), weight)
+    return matrix.astype(np.float32)
+
+
 def bicubic(out: int, size: int, offset: float = 0.0) -> Float[np.ndarray, "o i"]:
     """Cubic convolution with a = -3/4: half-pixel centres, clamped borders, no antialiasing.
 

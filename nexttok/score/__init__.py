@@ -1,0 +1,1 @@
+"""The metrics that papers publish, of folders and files of images: python -m nexttok.score."""
