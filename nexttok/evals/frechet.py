@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg.lapack import dpstrf
 
 
 class Moments:
@@ -42,11 +43,12 @@ def statistics(features: Float[np.ndarray, "M D"]) -> tuple[np.ndarray, np.ndarr
     return moments.gaussian
 
 
-def _root(s: np.ndarray) -> np.ndarray:
-    """The symmetric root; eigenvalues that rounding alone can make count as zero."""
-    values, vectors = np.linalg.eigh(s)
-    least = len(s) * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    return vectors * np.sqrt(np.where(values > least, values, 0.0)) @ vectors.T
+def _factor(s: np.ndarray) -> np.ndarray:
+    """F [D, r] with s = F F^T, by Cholesky with pivots; r is the rank that rounding leaves."""
+    lower, pivots, rank, _ = dpstrf(s, lower=1)
+    factor = np.zeros((len(s), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor
 
 
 def gaussian_distance(
@@ -54,10 +56,10 @@ def gaussian_distance(
 ) -> float:
     """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    The trace of the root is the sum of the singular values of A^(1/2) B^(1/2): they are exact
-    where covariances are singular, as those of fewer rows than features are.
+    With A = F F^T and B = G G^T the trace of the root is the sum of the singular values of F^T G:
+    they are exact where covariances are singular, as those of fewer rows than features are.
     """
-    cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
+    cross = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
     return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 

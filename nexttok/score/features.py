@@ -40,7 +40,7 @@ class Runner:
 
     @functools.cached_property
     def _params(self):
-        return jax.device_put(self.network.params, replicated(self.mesh))
+        return jax.device_put(self.network.load(), replicated(self.mesh))
 
     @functools.cached_property
     def _apply(self):

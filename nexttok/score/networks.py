@@ -48,14 +48,14 @@ class Network:
       key: tells its features from those of other weights or preparations.
       prepare: uint8 [B, H, W, C] -> what `apply` takes, on the host.
       apply: (params, prepared) -> {name: [B, F]}.
-      params: parameters.
+      load: () -> params, read only where there is something to compute.
       protocol: what a result must say of it.
     """
 
     key: str
     prepare: Callable[[np.ndarray], np.ndarray]
     apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
-    params: Any
+    load: Callable[[], Any]
     protocol: dict[str, str]
 
 
@@ -104,7 +104,7 @@ def prepared(images: np.ndarray, resize: str) -> np.ndarray:
 
 def resized(x: Array, resize: str) -> Float[Array, "B 299 299 3"]:
     """Prepared images at Inception's size, 0 .. 255."""
-    x = jnp.asarray(x, jnp.float32)
+    x = x.astype(jnp.float32)
     if resize == "clean":
         return x
     return resample(x, *(bilinear(SIDE, n, corners=resize == "adm") for n in x.shape[1:3]))
@@ -114,7 +114,7 @@ def inception(path: str, resize: str = "adm") -> Network:
     """InceptionV3 with all features of nn.inception, about 20 kB of an image.
 
     Raises:
-      ConfigError: a file that cannot be read.
+      ConfigError: no such file.
     """
     net = Inception()
 
@@ -128,7 +128,7 @@ def inception(path: str, resize: str = "adm") -> Network:
         f"inception {digest} {resize}",
         lambda images: prepared(images, resize),
         apply,
-        inception_weights.load(path),
+        lambda: inception_weights.load(path),
         {"inception_crc32": digest, "resize": resize},
     )
 
@@ -146,7 +146,7 @@ def clip(path: str) -> Network:
     """CLIP's ViT-L/14 at 336 pixels, prepared as CMMD's official code does.
 
     Raises:
-      ConfigError: a file that cannot be read.
+      ConfigError: no such file.
     """
     config = ClipConfig()
     net = ClipImages(config)
@@ -159,7 +159,7 @@ def clip(path: str) -> Network:
         f"clip {digest}",
         lambda images: _each(images, lambda image: clip_image(image, config.side)),
         apply,
-        clip_weights.load(path),
+        lambda: clip_weights.load(path),
         {"clip_crc32": digest},
     )
 
@@ -168,7 +168,7 @@ def lpips(paths: str) -> Network:
     """LPIPS (VGG16) of pairs side by side along the channels, [B, H, W, 2 C] -> {lpips: [B, 1]}.
 
     Raises:
-      ConfigError: a file that cannot be read.
+      ConfigError: no such file.
     """
     net = LPIPS()
 
@@ -177,5 +177,7 @@ def lpips(paths: str) -> Network:
         return {"lpips": net.apply({"params": params}, *pair)[:, None]}
 
     digest = checksum(paths)
-    params = lpips_weights.load(paths)
-    return Network(f"lpips {digest}", lambda x: x, apply, params, {"lpips_crc32": digest})
+    return Network(
+        f"lpips {digest}", lambda x: x, apply, lambda: lpips_weights.load(paths),
+        {"lpips_crc32": digest},
+    )  # fmt: skip

@@ -48,6 +48,11 @@ def test_frechet_distance_of_few_rows_is_exact():
     assert got == pytest.approx(float(official.load("scores")["fid_few"]), rel=1e-6)
 
 
+def test_frechet_distance_of_constant_features_is_that_of_their_means():
+    a, b = np.zeros((5, 3)), np.tile([1.0, 2.0, 2.0], (4, 1))
+    assert frechet.frechet_distance(a, b) == pytest.approx(9.0)
+
+
 def test_inception_score():
     uniform = np.zeros((10, 4), np.float32)
     assert distances.inception_score(uniform) == pytest.approx(1.0)
