@@ -168,7 +168,7 @@ def test_records_that_no_tokenizer_writes_are_refused(tmp_path):
 
 def test_values_that_are_not_finite_are_refused():
     exp, _ = setting("givt")
-    tokens = {"label": np.int32(3), "values": np.float32([[0.0, np.nan]])}
+    tokens = {"label": np.asarray(3, np.int32), "values": np.float32([[0.0, np.nan]])}
     with pytest.raises(token_files.DamagedShard, match="not finite"):
         token_files._checked(tokens, exp)
 

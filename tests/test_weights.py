@@ -21,7 +21,7 @@ from nexttok.interop.__main__ import main as interop
 from nexttok.main import main
 from nexttok.stages import abstract_params
 from tests.interop.test_hostile import FEW, mutated
-from tests.test_configs import ROOT
+from tests.test_configs import FILES, ROOT
 
 WORDS = ["--mode=sample", "--config.sample.per_class=1", "--config.sample.classes=3,1"]
 
@@ -123,6 +123,27 @@ def test_an_export_is_written_whole_or_not_at_all(workdir, tmp_path, monkeypatch
     with pytest.raises(ConfigError, match="tokenizer/x: values that are not finite"):
         export.write(tmp_path / "b.safetensors", arrays, "{}")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=pytest.mark.slow) for p in FILES]
+)
+def test_every_model_comes_back(path, tmp_path):
+    exp, out = experiment.resolve(load_config(f"{path}:tiny")), tmp_path / "a.safetensors"
+    trees = {s: noise(abstract_params(exp, s)) for s in exp.train}
+    kept = {
+        s: {k: v for k, v in tree.items() if k not in experiment.TRAINING_ONLY}
+        for s, tree in trees.items()
+    }
+    arrays = {n: np.asarray(a) for n, a in weights.named(kept).items()}
+    export.write(out, arrays, exp.config.to_json())
+    again = resolved(str(out))
+    assert json.loads(again.config.to_json()) == json.loads(exp.config.to_json()) | {
+        "params": str(out)
+    }
+    found = weights.load_models(again, "nowhere")
+    assert jax.tree.structure(found) == jax.tree.structure(kept)
+    same(weights.named(found), arrays)
 
 
 @pytest.fixture(name="parts", scope="module")
