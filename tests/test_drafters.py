@@ -89,16 +89,17 @@ def test_draws_from_the_joint_of_its_generator(case):
     labels = jnp.ones((COUNT,), jnp.int32)
     scale = None if strength == 1.0 else lambda at: jnp.full(at.first.shape, strength)
     choice = options(name, **(dict(draft="x") if name == "draft" else {}), **changes)
+    own = name != "draft"
+    found, params = trained(name, **choices) if own else (None, redrawn(GEN, 2))
 
     @jax.jit
     def run(key):
-        if name == "draft":
-            other = views.causal(GEN, redrawn(GEN, 2), labels, GEN.plan, scale)
-            halves, drafter = False, from_model(other, PLAIN, choice.guesses)
-        else:
-            found, params = trained(name, **choices)
-            halves = found.reads_halves
+        if own:
             drafter = found.guesser(params, BASE, labels, GEN.plan, scale, None, PLAIN, choice)
+        else:
+            other = views.causal(GEN, params, labels, GEN.plan, scale)
+            drafter = from_model(other, PLAIN, choice.guesses)
+        halves = own and found.reads_halves
         model = views.causal(GEN, BASE, labels, GEN.plan, scale, None, halves)
         return speculate(model, drafter, PLAIN, COUNT, key)
 
