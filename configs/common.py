@@ -35,8 +35,8 @@ def base() -> ConfigDict:
             ),
             train=dict(latent=stage(), tokenizer=stage(), generator=stage(), drafter=stage()),
             drafter=dict(
-                name="",  # what --mode=draft adds to a trained generator: pass | eesd | eagle
-                layers=0,  # eesd: first layers that draft; 0 for a quarter of them
+                name="",  # what --mode=draft adds to a generator: pass | eesd | eagle | tcts
+                layers=0,  # eesd: first ones that draft, 0 for a quarter; tcts: 0 for half as many
                 guesses=0,  # pass: tokens guessed behind the next one; 0 for 4
             ),
             sample=dict(
@@ -66,7 +66,7 @@ def base() -> ConfigDict:
             ),
             sampler=dict(
                 # plan | jacobi | self_speculative | draft | pass | eesd | eagle | zipar | lpd |
-                # disa | recap | parallel | revocable | tts_var | beam | diverse_beam |
+                # disa | recap | parallel | revocable | tcts | tts_var | beam | diverse_beam |
                 # stochastic_beam | contrastive_search
                 name="plan",
                 draft="",  # draft: workdir of the run whose generator guesses
@@ -89,7 +89,7 @@ def base() -> ConfigDict:
                 local=0,  # recap: steps after each later one that compute less, 0 for 1
                 threshold=0.0,  # parallel: probability from which tokens are revealed, 0 for 0.9
                 factor=0.0,  # parallel: instead, the n surest while (n + 1) (1 - p) is below it
-                persistent=False,  # revocable: tokens of low frequency stay once they are drawn
+                persistent=False,  # revocable, tcts: tokens of low frequency stay once drawn
                 # tts_var: particles at each scale, () for the paper's; scales in front after which
                 # those differ that go on, 0 for half; by "" pca | pooled | class | none; reward
                 # "" class | certainty; "" value | diff | max | sum | none of it, times 0: 10

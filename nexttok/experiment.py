@@ -145,7 +145,7 @@ class Experiment:
       tokenizer: the tokenizer; generator: the generator of its tokens, or None without that stage.
       plan: of sampling, where there is a generator.
       draft: the run whose generator guesses (`config.sampler.draft`), or None.
-      drafter: what is trained to guess (`config.drafter`), or None; drafting: how.
+      drafter: what is trained for a sampler (`config.drafter`), or None; drafting: how.
     """
 
     config: ConfigDict
@@ -162,7 +162,7 @@ class Experiment:
     eval: EvalConfig
     profile: ProfileConfig
     draft: "Experiment | None"
-    drafter: drafters.Drafting | None
+    drafter: drafters.Drafting | drafters.Selector | None
     drafting: StageConfig
 
     @property

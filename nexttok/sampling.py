@@ -24,7 +24,9 @@ from nexttok.samplers.speculative import speculate
 from nexttok.samplers.zipar import zipar
 from nexttok.steps import random_order
 
-MADE = {"tts_var": searches.tts_var, "revocable": searches.revoking}
+MADE = {
+    "tts_var": searches.tts_var, "revocable": searches.revoking, "tcts": searches.revoking,
+}  # fmt: skip
 
 
 def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):

@@ -109,18 +109,22 @@ def strings(exp: Experiment):
 
 
 def revoking(exp: Experiment):
-    """As sampling.sampler, by revocable.py: as many tokens stay as the plan has drawn by then."""
+    """As sampling.sampler, by revocable.py: as many tokens stay as the plan has drawn by then; of
+    tcts those that its selector is surest of, and `config.sample.confidence` is not read."""
     gen, plan, strength = exp.generator, exp.plan, exp.sample.strength
     scale = None if strength.off else lambda at: strength.scale(at, plan)
-    kept = tuple(itertools.accumulate(plan.sizes))
+    kept, chosen = tuple(itertools.accumulate(plan.sizes)), exp.sampler.name == "tcts"
 
     @jax.jit
     def sample(params: dict, label: Int[Array, "B"], key: Array, given: Array) -> tuple:
         del given
         model = views.masked(gen, params["generator"], label, plan, scale, exp.sample.mix)
-        return revocable(
-            model, exp.sample.warp, kept, len(label), key, None, exp.sampler.persistent,
-            exp.sample.confidence,
-        )  # fmt: skip
+        score, noise = None, exp.sample.confidence
+        if chosen:
+            score, noise = exp.drafter.scorer(params["drafter"], label), 0.0
+        tokens, stats = revocable(
+            model, exp.sample.warp, kept, len(label), key, score, exp.sampler.persistent, noise
+        )
+        return tokens, stats | ({"selector_calls": len(kept)} if chosen else {})
 
     return sample

@@ -190,6 +190,12 @@ def shallow(gen: Generator, params: dict, layers: tuple[int, ...]) -> tuple[Gene
     return few, params | {"backbone": backbone | {"trunk": trunk | {"blocks": blocks}}}
 
 
+def masked_refusal(gen: Generator) -> str:
+    """Why a generator does not predict masked discrete tokens, as `causal_refusal` says it."""
+    masks = type(gen.context).__name__ == "Mask" and gen.spec.vocab > 0
+    return "" if masks else "the model does not predict masked discrete tokens"
+
+
 def causal_refusal(gen: Generator) -> str:
     """Why a generator cannot be seen as causal, in the words that follow "as"; "" where it can."""
     context, head = (type(x).__name__.lower() for x in (gen.context, gen.head))

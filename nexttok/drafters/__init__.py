@@ -1,4 +1,4 @@
-"""What is trained to draft for a frozen generator: `config.drafter` (see contract.py)."""
+"""What is trained for the samplers of a frozen generator: `config.drafter` (see contract.py)."""
 
 import dataclasses
 
@@ -8,10 +8,11 @@ from nexttok.drafters.contract import Drafting
 from nexttok.drafters.eagle import Eagle
 from nexttok.drafters.early_exit import EarlyExit
 from nexttok.drafters.lookahead import Lookahead
+from nexttok.drafters.selector import Selector
 from nexttok.generator import Generator
 
 # the options that each reads
-READS = {"": (), "pass": ("guesses",), "eesd": ("layers",), "eagle": ()}
+READS = {"": (), "pass": ("guesses",), "eesd": ("layers",), "eagle": (), "tcts": ("layers",)}
 OFF = {"layers": 0, "guesses": 0}
 
 
@@ -20,8 +21,10 @@ class DrafterConfig:
     """`config.drafter`; 0 is a drafter's own choice.
 
     Attributes:
-      name: pass (lookahead.py), eesd (early_exit.py), eagle (eagle.py); '' for none.
-      layers: eesd: first layers of the generator that draft (own: a quarter).
+      name: pass (lookahead.py), eesd (early_exit.py), eagle (eagle.py), which guess; tcts
+        (selector.py), which chooses; '' for none.
+      layers: eesd: first layers of the generator that draft (own: a quarter); tcts: of the selector
+        (own: half as many as the generator's).
       guesses: pass: tokens that are guessed behind the next one (own: 4).
     """
 
@@ -38,17 +41,17 @@ class DrafterConfig:
             check(value >= 0, f"drafter.{name}", value, "at least 0 (0 for its own)")
 
 
-def make(section, gen: Generator | None) -> Drafting | None:
+def make(section, gen: Generator | None) -> Drafting | Selector | None:
     """What `config.drafter` adds to a generator, None for nothing.
 
     Raises:
-      ConfigError: a bad option, or a generator that cannot be drafted for.
+      ConfigError: a bad option, or a generator whose samplers cannot use it.
     """
     cfg = build(DrafterConfig, section, "drafter")
     if not cfg.name:
         return None
     check(gen is not None, "drafter.name", cfg.name, "'' without a generator")
-    refusal = views.causal_refusal(gen)
+    refusal = views.masked_refusal(gen) if cfg.name == "tcts" else views.causal_refusal(gen)
     kind = gen.kind.__name__.split(".")[-1]
     refusal = refusal or ("" if kind == "decoder" else f"backbone {kind} is no decoder")
     check(not refusal, "drafter.name", cfg.name, f"'', as {refusal}")
@@ -56,6 +59,9 @@ def make(section, gen: Generator | None) -> Drafting | None:
     if cfg.name == "eesd":
         check(cfg.layers <= depth, "drafter.layers", cfg.layers, f"0 .. {depth}")
         return EarlyExit(gen, cfg.layers or max(depth // 4, 1))
+    if cfg.name == "tcts":
+        check(cfg.layers <= 2 * depth, "drafter.layers", cfg.layers, f"0 .. {2 * depth}")
+        return Selector(gen, cfg.layers or max(depth // 2, 1))
     if cfg.name == "eagle":
         return Eagle(gen)
     check(cfg.guesses <= most, "drafter.guesses", cfg.guesses, f"0 .. {most}")

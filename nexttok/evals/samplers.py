@@ -18,8 +18,8 @@ COLUMNS = (
 )  # fmt: skip
 OTHERS = {
     "rounds": "a sample", "accepted": "guesses kept", "head_calls": "of the head",
-    "local_calls": "local", "rows": "rows a sample", "judged": "judged",
-    "revoked": "revoked",
+    "selector_calls": "of the selector", "local_calls": "local", "rows": "rows a sample",
+    "judged": "judged", "revoked": "revoked",
 }  # fmt: skip
 
 

@@ -28,14 +28,16 @@ READS = {
     "parallel": ("threshold", "factor"),
     "tts_var": ("particles", "early", "features", "reward", "potential", "strength"),
     "revocable": ("persistent",),
+    "tcts": ("persistent",),
     "beam": ("beams",),
     "diverse_beam": ("beams", "groups", "penalty"),
     "stochastic_beam": ("beams",),
     "contrastive_search": ("candidates", "alpha"),
 }
-TRAINED = ("pass", "eesd", "eagle")  # they guess by what `config.drafter` adds to a generator
+GUESSING = ("pass", "eesd", "eagle")  # they guess by what `config.drafter` adds to a generator
+TRAINED = (*GUESSING, "tcts")  # all that need what it adds
 # they see the generator as a causal model
-CAUSAL = ("jacobi", "self_speculative", "draft", "zipar", *TRAINED)
+CAUSAL = ("jacobi", "self_speculative", "draft", "zipar", *GUESSING)
 SEARCHES = ("beam", "diverse_beam", "stochastic_beam", "contrastive_search")  # and so do these
 OFF = {
     "draft": "", "window": 0, "lag": 0.0, "init": "", "relax": 0.0, "relative": False,
@@ -88,8 +90,8 @@ class SamplerConfig:
       name: plan (the executor follows the plan), lpd (it does, in orders of its own), disa (in
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
         self_speculative, draft, zipar, parallel, revocable, tts_var, beam, diverse_beam,
-        stochastic_beam, contrastive_search, and those that guess by what `config.drafter`
-        trained, which has their name: pass, eesd, eagle.
+        stochastic_beam, contrastive_search, and those that guess, or choose, by what
+        `config.drafter` trained, which has their name: pass, eesd, eagle, tcts.
       draft: draft: workdir of the run whose generator guesses; it draws the same tokens.
       window: guesses of a call (own: 15 of jacobi, 4 of the others); pass: behind the next token
         (own: all that are trained).
@@ -114,7 +116,7 @@ class SamplerConfig:
         potential, strength: what is made of rewards (scaling.py; own: value, 10).
       beams: strings of a search (own: 4); groups, penalty: diverse_beam: of beams that avoid each
         other's tokens (own: one a beam, 0.5).
-      persistent: revocable: tokens of low frequency stay once they are drawn (revocable.py).
+      persistent: revocable, tcts: tokens of low frequency stay once they are drawn (revocable.py).
       candidates, alpha: contrastive_search: likeliest tokens, weight of unlikeness (own: 5, 0.6).
     """
 

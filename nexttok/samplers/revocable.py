@@ -7,8 +7,8 @@ are, and what was drawn before may be hidden again.
 Frequency adaptive sampling (Lee et al., "Text-Conditioned Sampling Framework for Text-to-Image
 Generation with Masked Generative Models", 2023) keeps it from wearing smooth regions out: tokens
 that receive less attention than the average are of low frequency, and stay once they are drawn. The
-paper publishes no code, and this rule is a reading of its text. Its learned selector (TCTS) is any
-`score`.
+paper publishes no code, and this rule is a reading of its text. Its learned selector (TCTS,
+drafters/selector.py) is a `score`.
 """
 
 from collections.abc import Callable
