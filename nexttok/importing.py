@@ -22,6 +22,7 @@ from nexttok.evals.results import write_text
 from nexttok.experiment import TRAINING_ONLY, Experiment
 from nexttok.interop import (
     bigr,
+    clip,
     dar,
     detailflow,
     dino,
@@ -30,6 +31,7 @@ from nexttok.interop import (
     flextok_ar,
     gigatok,
     givt,
+    inception,
     larp,
     llama,
     lpips,
@@ -121,7 +123,10 @@ SYSTEMS = {
     ),
 }  # fmt: skip
 # read as they are, where a key of a config names their file
-NETWORKS = {"dinov2": dinov2.RELEASES, "dino": dino.RELEASES, "lpips": lpips.RELEASES}
+NETWORKS = {
+    "dinov2": dinov2.RELEASES, "dino": dino.RELEASES, "lpips": lpips.RELEASES,
+    "inception": inception.RELEASES, "clip": clip.RELEASES,
+}  # fmt: skip
 
 
 def state_of(path: str) -> dict[str, np.ndarray]:

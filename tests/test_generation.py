@@ -84,7 +84,12 @@ def network_calls(jaxpr):
     return total
 
 
-@pytest.mark.parametrize("name", MAKERS)
+SLOW = ("xar_scales", "xar_subsamples", "xar_whole")  # xar is quicker
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MAKERS]
+)
 def test_generates_in_the_stated_calls_and_guidance_of_one_is_neutral(name):
     gen = make(name)
     plain, stats = sample(name)

@@ -11,7 +11,10 @@ from tests.generators import make, params_of, tokens_of
 from tests.test_generation import generation
 
 
-@pytest.mark.parametrize("name", ["flextok", "arpg", "maskgit", "xar"])
+@pytest.mark.parametrize(
+    "name",
+    ["flextok", "maskgit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("arpg", "xar"))],
+)
 def test_losses_in_bfloat16_are_near_those_in_float32_and_tokens_are_drawn(name):
     gen, params, tokens = make(name), params_of(name), tokens_of(name)
     params = jax.tree.map(lambda x: 0.3 * x, params)  # small activations

@@ -68,7 +68,9 @@ def test_processes_write_their_own_shards(tmp_path, monkeypatch):
     assert written(tmp_path / "two") == written(tmp_path / "one")
 
 
-@pytest.mark.parametrize("name", ["llamagen", "mar", "var"])
+@pytest.mark.parametrize(
+    "name", ["mar", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llamagen", "var"))]
+)
 def test_batches_are_the_tokens_of_the_data_and_resume(tmp_path, name):
     exp, params = setting(name)
     loader = token_files.cached_loader(exp, params, str(tmp_path))

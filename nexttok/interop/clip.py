@@ -3,7 +3,16 @@
 import numpy as np
 
 from nexttok.interop.checkpoints import Converter, pick, read, stacked
+from nexttok.interop.releases import Release
 from nexttok.nn.clip import ClipConfig
+
+RELEASES = (
+    Release(
+        "ViT-L/14 at 336", "model.safetensors",
+        "https://huggingface.co/openai/clip-vit-large-patch14-336",
+        ("--metrics=cmmd", "--clip=model.safetensors"),
+    ),
+)  # fmt: skip
 
 
 def _block(reader: Converter, name: str, width: int) -> dict:

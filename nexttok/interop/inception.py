@@ -1,15 +1,20 @@
-"""The weights of Frechet distances' InceptionV3: TensorFlow's of 2015-12-05, as PyTorch entries.
-
-pt_inception-2015-12-05-6726825d.pth of mseitzer/pytorch-fid (releases, fid_weights), the same file
-as weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity (releases, v0.2.0).
-"""
+"""The weights of Frechet distances' InceptionV3: TensorFlow's of 2015-12-05, as PyTorch entries."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nexttok.interop.checkpoints import Converter, pick, read
+from nexttok.interop.releases import Release
 from nexttok.nn.inception import Inception
+
+RELEASES = (
+    Release(
+        "2015-12-05, also toshas/torch-fidelity's", "pt_inception-2015-12-05-6726825d.pth",
+        "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
+        ("--metrics=fid,sfid,is,pr,kid", "--inception=pt_inception-2015-12-05-6726825d.pth"),
+    ),
+)  # fmt: skip
 
 EPS = 1e-3  # of the batch normalizations
 

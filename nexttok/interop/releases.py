@@ -16,7 +16,7 @@ class Release:
       file: its name; several, joined by a comma, where they are read together.
       source: where its authors publish it.
       configs: "<paper>:<variant>" of configs/, all that it is for, the first by default; of a
-        frozen network that a loss or an alignment reads, the flags that name the file.
+        frozen network that a loss, an alignment or a metric reads, the flags that name the file.
     """
 
     size: str
@@ -85,5 +85,7 @@ def listing(systems: Mapping[str, System], networks: Mapping[str, tuple[Release,
         lines.append(f"{name} (frozen network, read as it is)")
         for release in releases:
             lines += [f"  {release.size}: {release.file}", f"    {release.source}"]
-            lines.append(f"    python -m nexttok.main --config=... {' '.join(release.configs)}")
+            trains = release.configs[0].startswith("--config.")
+            reader = "nexttok.main --config=..." if trains else "nexttok.score REAL FAKE"
+            lines.append(f"    python -m {reader} {' '.join(release.configs)}")
     return "\n".join(lines)

@@ -31,13 +31,12 @@ OFFLINE = (
     "--mode=eval, which compares runs of this library alone"
 )
 FILES = {
-    "inception": "pt_inception-2015-12-05-6726825d.pth of github.com/mseitzer/pytorch-fid "
-    "(releases, fid_weights)",
-    "clip": "pytorch_model.bin or model.safetensors of huggingface.co/openai/"
-    "clip-vit-large-patch14-336",
-    "lpips": "vgg16-397923af.pth of download.pytorch.org/models and weights/v0.1/vgg.pth of "
-    "github.com/richzhang/PerceptualSimilarity, joined by a comma",
-}
+    name: " or ".join(f"{r.file} of {r.source}" for r in releases)
+    for name, releases in (
+        ("inception", inception_weights.RELEASES), ("clip", clip_weights.RELEASES),
+        ("lpips", lpips_weights.RELEASES),
+    )
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,7 @@ def test_the_prior_sees_the_past_alone_and_its_logits_are_cosines():
     assert float(seen[np.triu_indices(5, 1)].max()) == 0.0
 
 
+@pytest.mark.slow
 def test_the_loss_teaches_the_encoder_and_not_the_codebook():
     _, params, z, run = example(beta=0.0, beta_codebook=0.0, replaced=1.0, ramp=0)
     loss = lambda p, z: run(p, z, jax.random.key(3)).loss.sum()
@@ -118,6 +119,7 @@ def test_tokens_are_the_nearest_codes_and_need_no_prior():
     np.testing.assert_array_equal(cold(params, z, jax.random.key(8)).ids, nearest)
 
 
+@pytest.mark.slow
 def test_the_whole_tokenizer():
     """Ids do not depend on the decoder; the loss reaches every parameter but the counter."""
     parts = config.network((2, 4, 4), 16, 1, 6, head_dim=8)

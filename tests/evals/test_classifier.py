@@ -1,6 +1,7 @@
 """The judge of samples."""
 
 import numpy as np
+import pytest
 
 from nexttok.data.loader import DataConfig, make_loader
 from nexttok.evals.classifier import quarter_turns, train_classifier
@@ -8,6 +9,7 @@ from nexttok.evals.classifier import quarter_turns, train_classifier
 CFG = DataConfig("digits", "", 16, 1, 10, 0, "affine", 0, 2)
 
 
+@pytest.mark.slow
 def test_it_reads_digits_well():
     test = next(iter(make_loader(CFG, "test", 397, 0)))
     loader = make_loader(CFG, "train", 128, 0)

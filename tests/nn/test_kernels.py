@@ -142,9 +142,10 @@ def test_the_platform_is_that_of_the_mesh():
         assert platform() == "cpu"
 
 
-@pytest.mark.parametrize(
-    "name", ["flextok", "nbp_hybrid", "var", "randar", "arpg", "maskgit", "xar"]
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("nbp_hybrid", "randar", "arpg")]
+
+
+@pytest.mark.parametrize("name", ["flextok", "var", "maskgit", "xar", *SLOW])
 def test_generators_teach_the_same_with_splash_attention(name, monkeypatch):
     gen, tokens = generators.make(name), generators.tokens_of(name)
     label = jnp.zeros((2,), jnp.int32)

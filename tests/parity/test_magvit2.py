@@ -74,6 +74,7 @@ def test_the_past_does_not_see_the_future():
     assert np.abs(moved[:, 1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_reconstruction_and_reaches_every_parameter():
     tokenizer = make((3, 4, 4, 3), width=8, multipliers=(1, 2), blocks=1, time_levels=1, groups=4)
     clips = jax.random.uniform(jax.random.key(1), (4, 3, 4, 4, 3), minval=-1.0)

@@ -200,7 +200,9 @@ def test_xar_states_velocity_and_loss(xar):
     official.close(loss, fixture["loss_null"])
 
 
-@pytest.mark.parametrize("key", ["tokens", "tokens_zero_every4"])
+@pytest.mark.parametrize(
+    "key", [pytest.param("tokens", marks=pytest.mark.slow), "tokens_zero_every4"]
+)
 def test_xar_generation(xar, monkeypatch, key):
     """Runs eagerly, so that the fixture's draws can be handed out in turn."""
     gen, params, fixture = xar

@@ -56,7 +56,7 @@ def test_the_same_number_throughout_is_the_base(name):
     np.testing.assert_array_equal(drawn(name, 9, same.at(1)), drawn(name, 7, PLAIN))
 
 
-@pytest.mark.parametrize("paper", [mar, xar])
+@pytest.mark.parametrize("paper", [pytest.param(mar, marks=pytest.mark.slow), xar])
 def test_counts_what_it_spares(paper):
     config = paper.get_config("tiny")
     config.generator.head.steps = 10

@@ -120,6 +120,7 @@ def test_a_masked_generator_is_watched():
     np.testing.assert_allclose(found, again[2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_by_config():
     config = maskgit.get_config("tiny")
     config.sampler.update(name="revocable", persistent=True)

@@ -42,6 +42,7 @@ def losses(params, step=0, **changes):
     return total.mean(), metrics
 
 
+@pytest.mark.slow
 def test_alignment_adds_its_cosine_and_moves_decoder_and_codes():
     params = initial()
     plain = jax.jit(functools.partial(losses, features=None, align_weight=0.0))(params)[0]

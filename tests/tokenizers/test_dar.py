@@ -186,6 +186,7 @@ def test_the_perceptual_loss_sees_unscaled_pictures(monkeypatch):
     assert float(metrics["flow"]) == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_alignment_averages_cells_and_pulls_the_denoisers_features():
     provider = types.SimpleNamespace(channels=16, apply=lambda params, image: params["target"])
     tokenizer = make(features=provider, align_weight=1.0)

@@ -205,6 +205,7 @@ def grads():
     return jax.jit(jax.grad(loss))
 
 
+@pytest.mark.slow
 def test_the_loss_is_finite_at_every_length_and_reaches_every_part():
     keys = jax.random.split(jax.random.key(0), 200)
     lengths = jax.vmap(lambda k: detail.sample_length(k, COUNT, GROUP, 0.2))(keys).tolist()
@@ -234,6 +235,7 @@ def test_the_loss_is_finite_at_every_length_and_reaches_every_part():
     np.testing.assert_allclose(loss, error + codes, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_correction_and_with_a_discriminator():
     section = dict(adversarial_weight=0.5, discriminator_width=4, discriminator_layers=1,
                    discriminator_norm="group", lecam_weight=0.1)  # fmt: skip

@@ -161,6 +161,7 @@ def test_nested_dropout_laws(mode):
     assert np.abs(share - expected).sum() < 0.03
 
 
+@pytest.mark.slow
 def test_latents_of_a_frozen_autoencoder_are_tokenized():
     latent = autoencoder.make(sections.autoencoder(sections.KL), (16, 16, 3), where="latent")
     tokenizer = make((16, 16, 3), latent=latent)
@@ -177,6 +178,7 @@ def test_latents_of_a_frozen_autoencoder_are_tokenized():
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grads["latent"]))
 
 
+@pytest.mark.slow
 def test_alignment_loss_pulls_decoder_features_to_the_provider():
     provider = FeatureEncoder(ViTConfig(16, 1, 8, patch=4, side=8, stored_grid=2))
     tokenizer = make(features=provider, align_weight=1.0, align_layer=0)

@@ -115,6 +115,7 @@ def test_maps_one_by_one_are_the_values_of_encode():
     np.testing.assert_allclose(decoder(f_hat), decode(tokens.ids), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_falls_codes_are_used_and_every_parameter_learns():
     model = make(perceptual_weight=0.1)
     params, x = jax.jit(model.init)(jax.random.key(0)), pictures(8)

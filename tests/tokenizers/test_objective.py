@@ -92,6 +92,7 @@ def test_gradients_pass_straight_through_the_codes():
     assert largest(got) > 1e-3
 
 
+@pytest.mark.slow
 def test_before_its_start_the_discriminator_changes_nothing():
     loss, metrics, grads = stepped(**ADVERSARIAL)(9)
     plain, _, expected = stepped(**(ADVERSARIAL | dict(adversarial_weight=0.0)))(9)
@@ -306,6 +307,7 @@ def dino_loss():
     return params, jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
+@pytest.mark.slow
 def test_dino_judges_frozen_and_its_heads_learn(monkeypatch):
     monkeypatch.setattr(objective, "DINO", DinoConfig(8, 1, 8, 16, 32, (0,)))
     params, run = dino_loss()

@@ -151,6 +151,7 @@ def lesson():
     return run(initial())
 
 
+@pytest.mark.slow
 def test_each_loss_trains_its_own_parameters():
     """The cross-entropy leaves the discrete VAE alone, and pixels the slots."""
     dvae = {"encoder", "decoder", "quantizer"}

@@ -154,6 +154,7 @@ def test_codes_and_loss():
     np.testing.assert_array_equal(swapped[::-1], tokens.ids)
 
 
+@pytest.mark.slow
 def test_loss_falls_on_moving_shapes_and_reaches_every_parameter():
     model, x = make(entropy_weight=0.05), clips(16)
     assert x.shape == (16, *SHAPE)

@@ -48,7 +48,10 @@ def test_levels_halve_columns_first_and_sum_to_the_tokens():
     assert sum((16 // h) * (16 // w) for h, w in levels) == 256
 
 
-@pytest.mark.parametrize("queries", qformer.QUERIES)
+SOME = [pytest.param(q, marks=pytest.mark.slow if q == "levels" else ()) for q in qformer.QUERIES]
+
+
+@pytest.mark.parametrize("queries", SOME)
 def test_every_kind_of_query_sees_the_picture(queries):
     _, variables, _, z = encoded(queries)
     assert z.shape == (2, 8, 4)
@@ -72,6 +75,7 @@ def test_positions_reach_queries_and_keys_but_not_values():
     assert float(jnp.abs(shifted - z).max()) < 10.0
 
 
+@pytest.mark.slow
 def test_the_decoder_begins_with_the_first_latent_and_reads_them_all():
     module = sizes().decoder(SHAPE)
     z = jax.random.normal(jax.random.key(0), (2, 8, 4))
