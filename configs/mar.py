@@ -29,9 +29,9 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizers.kl()
     config.generator = generator()
     common.digits(config)
-    config.train.tokenizer.steps = 850
+    config.train.tokenizer.steps = 800
     config.train.generator.update(
-        steps=850, batch_size=96, optimizer="muon", learning_rate=3e-3
+        steps=800, batch_size=96, optimizer="muon", learning_rate=3e-3
     )  # fmt: skip
     config.sample.update(guidance=2.0, guidance_shape="linear", guidance_clock="masked")
     if variant == "tiny":
