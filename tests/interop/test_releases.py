@@ -11,6 +11,7 @@ from nexttok import importing, interop
 from nexttok.config_files import load_config, variants_of
 from nexttok.interop import releases
 from nexttok.interop.__main__ import main, parse
+from nexttok.score import __main__ as score
 from tests.test_configs import ROOT
 
 SHARED = ("__init__", "__main__", "blocks", "checkpoints", "export", "pickles", "releases",
@@ -82,12 +83,15 @@ def test_the_list_on_the_command_line(capsys):
             main(words)
 
 
-def test_flags_of_frozen_networks_are_keys_of_a_config(monkeypatch):
+def test_flags_of_frozen_networks_are_keys_of_a_config_or_flags_of_scores(monkeypatch):
     monkeypatch.chdir(ROOT)
     source = "".join(p.read_text() for p in pathlib.Path("configs").glob("*.py"))
     keys = {k.arg for node in ast.walk(ast.parse(pathlib.Path("configs/common.py").read_text()))
             if isinstance(node, ast.Call) for k in node.keywords}  # fmt: skip
     for flags in (r.configs for table in importing.NETWORKS.values() for r in table):
+        if not flags[0].startswith("--config."):
+            assert score.parse(["real", "fake", *flags]).metrics
+            continue
         for flag in flags:
             name = flag.partition("=")[0].rpartition(".")[2]
             assert name in keys or f"{name}=" in source
