@@ -36,11 +36,12 @@ class FinalNorm(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings, transformer, final norm."""
+    """Embeddings, transformer, final norm; the last `apart` layers stand apart, as "exit"."""
 
     config: BackboneConfig
     inputs: Inputs
     dtype: str = "float32"
+    apart: int = 0
 
     @nn.compact
     def __call__(
@@ -55,12 +56,16 @@ class Decoder(nn.Module):
         spared = (QUERY, START) if c.rotate_query else ()
         embed = Embed(c, self.inputs, self.dtype, spared=spared, name="embed")
         x, classes, cond, rotary = embed(slots, label, train)
-        trunk = Transformer(c.transformer(self.dtype, c.depth), (x.shape[1],), name="trunk")
         cache = enter(cache, slots.steps, slots.written, slots.among)
-        x, cache, _ = trunk(
-            x, slots.steps, rotary, cond, cache=cache, runs=slots.runs,
-            filled=slots.filled, wanted=slots.wanted, train=train,
-        )  # fmt: skip
+        first = c.depth - self.apart
+        for name, begin, end in (("trunk", 0, first), ("exit", first, c.depth)):
+            if begin == end:
+                continue
+            stack = Transformer(c.transformer(self.dtype, end - begin), (x.shape[1],), name=name)
+            x, cache, _ = stack(
+                x, slots.steps, rotary, cond, cache=cache, first_layer=begin, runs=slots.runs,
+                filled=slots.filled, wanted=slots.wanted if end == c.depth else None, train=train,
+            )  # fmt: skip
         x = FinalNorm(c, self.dtype, name="final")(x, classes)
         return x, leave(cache, len(slots.index))
 
