@@ -65,9 +65,9 @@ def base() -> ConfigDict:
                 classes=(),  # --mode=sample: ids of the classes drawn; () for all
             ),
             sampler=dict(
-                # plan | jacobi | self_speculative | draft | pass | eesd | eagle | zipar | lpd |
-                # disa | recap | parallel | revocable | tcts | tts_var | beam | diverse_beam |
-                # stochastic_beam | contrastive_search
+                # plan | jacobi | self_speculative | draft | ngram | pass | eesd | eagle | zipar |
+                # lpd | disa | recap | parallel | revocable | tcts | tts_var | beam |
+                # diverse_beam | stochastic_beam | contrastive_search
                 name="plan",
                 draft="",  # draft: workdir of the run whose generator guesses
                 window=0,  # guesses of a call; 0 for its own
@@ -81,6 +81,7 @@ def base() -> ConfigDict:
                 relax=0.0,
                 relative=False,
                 neighbours=0,
+                branches=(),  # draft, self_speculative: guesses of a guess, a tree; ngram: 3, 2, 1
                 adaptive=False,  # zipar: a row waits until its first token no longer changes
                 orders=0,  # lpd: orders in the pool, 0 for 64
                 solver_steps=(),  # disa: of the first and the last step; () for its own

@@ -20,9 +20,11 @@ from nexttok.evals.memorization import memorization
 from nexttok.evals.videos import frames
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
+from nexttok.samplers.drafts import ngram
 from nexttok.tokens import Tokens
 
 SHOWN_CLASSES = 20  # in pictures
+COUNTED = 10_000  # training images whose pairs of tokens are counted
 COMPARED = 5000  # samples, and training images, of the memorization figure
 REWARDING = 1000  # on the seed of the classifier that rewards while sampling: not what measures
 
@@ -95,7 +97,18 @@ class Models:
         if self.experiment.sampler.judged:
             test = held_out(self.experiment, self.experiment.eval.images)
             params = params | {"judge": judge(self.experiment, test, REWARDING).params}
+        if self.experiment.sampler.name == "ngram":
+            params = params | {"ngrams": self.ngrams}
         return lambda label, given, key: sample(params, label, key, given)
+
+    @functools.cached_property
+    def ngrams(self) -> ngram.Table:
+        """What follows pairs of tokens in the training images, in the order of generation."""
+        exp = self.experiment
+        images = train_images(exp, COUNTED)
+        size = min(exp.eval.batch_size, len(images))
+        tokens = batched(lambda x: array_of(self.encode(x)), size, images)[:, exp.plan.order]
+        return ngram.count(tokens, exp.generator.spec.vocab, max(exp.sampler.successors))
 
     @functools.cached_property
     def sample(self):

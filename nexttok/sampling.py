@@ -13,8 +13,10 @@ from nexttok.config import check
 from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.samplers.adaptive import adaptive_zipar
+from nexttok.samplers.drafts.distinct import beams, branching
 from nexttok.samplers.drafts.jacobi import jacobi
 from nexttok.samplers.drafts.model import from_model
+from nexttok.samplers.drafts.ngram import ngram
 from nexttok.samplers.executor import generate
 from nexttok.samplers.lantern import lantern, nearest_codes
 from nexttok.samplers.locality import locality_orders
@@ -34,7 +36,7 @@ def sampler(exp: Experiment, known: Bool[np.ndarray, "N"] | None = None):
 
     Args:
       exp: the experiment; params are {tokenizer, generator}, with "drafter" where another model
-        guesses, and what `tables` makes.
+        guesses, "ngrams" (a Table of them) where counts do, and what `tables` makes.
       known: tokens that are given and stay. A plan of free order starts from them; along a fixed
         order each is put in place of what was drawn. None draws everything, and of `given` reads
         only the tokens of steps that the plan gives.
@@ -130,6 +132,8 @@ def _causal_sampler(exp):
             columns = gen.spec.grid[1] if len(gen.spec.grid) == 2 else 0
             init = choice.init or "random"
             return jacobi(plan.length, gen.spec.vocab, choice.window or 15, init, columns)
+        if choice.name == "ngram":
+            return ngram(params["ngrams"], gen.spec.vocab, choice.successors)
         if choice.name in TRAINED:
             theirs = params["drafter"], params["generator"]
             return exp.drafter.guesser(*theirs, label, plan, *guided, warp, choice)
@@ -139,6 +143,10 @@ def _causal_sampler(exp):
             layers = choice.guessing(gen.backbone.depth)
             other, theirs = views.shallow(gen, params["generator"], layers)
         model = views.causal(other, theirs, label, plan, *guided)
+        if choice.branches:
+            return branching(model, warp, choice.branches)
+        if choice.beams:
+            return beams(model, warp, choice.beams, choice.guesses)
         return from_model(model, warp, choice.guesses, choice.controlled())
 
     @jax.jit

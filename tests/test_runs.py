@@ -165,12 +165,13 @@ def compare(args, workdir, capsys):
         main([*args, "--mode=samplers", "--samplers=zipar,init=random"])
     assert "config.sampler = 'init=random': expected lag" in capsys.readouterr().err
     assert not (workdir / "samplers.json").exists()
-    main([*args, "--mode=samplers", "--samplers=zipar;jacobi,window=3"])
+    main([*args, "--mode=samplers", "--samplers=zipar;jacobi,window=3;ngram"])
     found = json.loads((workdir / "samplers.json").read_text())
-    base, zipar, jacobi = found["rows"]
-    assert [r["sampler"] for r in found["rows"]] == ["plan", "zipar", "jacobi,window=3"]
+    base, zipar, jacobi, counted = found["rows"]
+    assert [r["sampler"] for r in found["rows"]] == ["plan", "zipar", "jacobi,window=3", "ngram"]
     assert (base["network_calls"], zipar["network_calls"], base["speedup"]) == (16, 9, 1.0)
     assert 4 <= jacobi["rounds"] <= jacobi["network_calls"] <= 16
+    assert 4 <= counted["rounds"] <= counted["network_calls"] <= 16
     assert all(row["images_per_second"] > 0 for row in found["rows"])
     assert "zipar" in capsys.readouterr().out
     for cells, row in zip(samplers.rows(str(workdir)), found["rows"], strict=True):

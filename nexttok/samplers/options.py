@@ -12,12 +12,14 @@ from nexttok.samplers.scaling import FEATURES, POTENTIALS, REWARDS, schedule
 from nexttok.samplers.zipar import Wavefront, wavefront
 
 RELAXED = ("relax", "relative", "neighbours")
+TREE = ("branches", "beams")
 # the options that each sampler reads; "plan" is the executor
 READS = {
     "plan": (),
     "jacobi": ("window", "init"),
-    "self_speculative": ("window", "layers", "control", *RELAXED),
-    "draft": ("draft", "window", "control", *RELAXED),
+    "self_speculative": ("window", "layers", "control", *TREE, *RELAXED),
+    "draft": ("draft", "window", "control", *TREE, *RELAXED),
+    "ngram": ("branches",),
     "pass": ("window", *RELAXED),
     "eesd": ("window", "control", *RELAXED),
     "eagle": ("window", "control", *RELAXED),
@@ -37,14 +39,15 @@ READS = {
 GUESSING = ("pass", "eesd", "eagle")  # they guess by what `config.drafter` adds to a generator
 TRAINED = (*GUESSING, "tcts")  # all that need what it adds
 # they see the generator as a causal model
-CAUSAL = ("jacobi", "self_speculative", "draft", "zipar", *GUESSING)
+CAUSAL = ("jacobi", "self_speculative", "draft", "ngram", "zipar", *GUESSING)
 SEARCHES = ("beam", "diverse_beam", "stochastic_beam", "contrastive_search")  # and so do these
 OFF = {
     "draft": "", "window": 0, "lag": 0.0, "init": "", "relax": 0.0, "relative": False,
     "neighbours": 0, "layers": (), "control": "", "adaptive": False, "orders": 0,
     "solver_steps": (), "anneal": "", "whole": 0, "local": 0, "threshold": 0.0, "factor": 0.0,
-    "particles": (), "early": 0, "features": "", "reward": "", "potential": "", "strength": 0.0,
-    "beams": 0, "groups": 0, "penalty": 0.0, "candidates": 0, "alpha": 0.0, "persistent": False,
+    "branches": (), "particles": (), "early": 0, "features": "", "reward": "", "potential": "",
+    "strength": 0.0, "beams": 0, "groups": 0, "penalty": 0.0, "candidates": 0, "alpha": 0.0,
+    "persistent": False,
 }  # fmt: skip
 CONTROLS = ("fixed", "threshold", "thompson")
 NUMBERS = tuple(name for name, off in OFF.items() if type(off) in (int, float))
@@ -89,7 +92,7 @@ class SamplerConfig:
     Attributes:
       name: plan (the executor follows the plan), lpd (it does, in orders of its own), disa (in
         fewer solver steps), recap (in steps that compute less), or what takes its place: jacobi,
-        self_speculative, draft, zipar, parallel, revocable, tts_var, beam, diverse_beam,
+        self_speculative, draft, ngram, zipar, parallel, revocable, tts_var, beam, diverse_beam,
         stochastic_beam, contrastive_search, and those that guess, or choose, by what
         `config.drafter` trained, which has their name: pass, eesd, eagle, tcts.
       draft: draft: workdir of the run whose generator guesses; it draws the same tokens.
@@ -100,6 +103,8 @@ class SamplerConfig:
       init: jacobi: what a guess starts as (drafts/jacobi.py; own: random).
       layers: self_speculative: the layers that guess (own: every other one, the first included).
       control: how many guesses a model makes (drafts/model.py; own: thompson of eesd, else fixed).
+      branches: children of a guess, by depth, of a tree without replacement (RSD-C) in place of a
+        chain; ngram: the most frequent successors in the training data (own: 3, 2, 1).
       relax, relative, neighbours: budget of LANTERN and whether it is relative, and how many codes
         are looked at (lantern.py; own: 1,000).
       orders: lpd: size of the pool (own: 64).
@@ -114,8 +119,9 @@ class SamplerConfig:
         principal direction (pca, own) or its mean (pooled), a classifier's (class), or none.
       reward: tts_var: a classifier's log-probability of the class (class, own), or its certainty;
         potential, strength: what is made of rewards (scaling.py; own: value, 10).
-      beams: strings of a search (own: 4); groups, penalty: diverse_beam: of beams that avoid each
-        other's tokens (own: one a beam, 0.5).
+      beams: strings of a search (own: 4); self_speculative, draft: the best paths of a tree
+        without replacement (RSD-S), `window` deep; groups, penalty: diverse_beam: of beams that
+        avoid each other's tokens (own: one a beam, 0.5).
       persistent: revocable, tcts: tokens of low frequency stay once they are drawn (revocable.py).
       candidates, alpha: contrastive_search: likeliest tokens, weight of unlikeness (own: 5, 0.6).
     """
@@ -130,6 +136,7 @@ class SamplerConfig:
     neighbours: int
     layers: tuple[int, ...]
     control: str
+    branches: tuple[int, ...]
     adaptive: bool
     orders: int
     solver_steps: tuple[int, ...]
@@ -162,6 +169,12 @@ class SamplerConfig:
             check(value in ("", *words), f"sampler.{name}", value, "'' | " + " | ".join(words))
         lost = self.relax == 0 and (self.relative or self.neighbours > 0)
         check(not lost, "sampler.relax", self.relax, "above 0 with relative or neighbours")
+        for name in ("control", "relax") if self.tree else ():
+            value = getattr(self, name)
+            check(value == OFF[name], f"sampler.{name}", value, f"{OFF[name]!r} with a tree")
+        for name in ("beams", "window") if self.branches else ():
+            value = getattr(self, name)
+            check(value == 0, f"sampler.{name}", value, "0 with sampler.branches")
         asked = bool(self.draft) or self.name != "draft"
         check(asked, "sampler.draft", self.draft, "the workdir of a run whose generator guesses")
         two = len(self.solver_steps) in (0, 2) and all(2 <= n <= 1000 for n in self.solver_steps)
@@ -209,6 +222,12 @@ class SamplerConfig:
             )
         known = self.candidates <= asked.vocab or self.name != "contrastive_search"
         check(known, "sampler.candidates", self.candidates, f"0 .. {asked.vocab}")
+        wide = max(self.branches, default=0) <= asked.vocab and min(self.branches, default=1) >= 1
+        check(wide, "sampler.branches", self.branches, f"numbers of 1 .. {asked.vocab}, or ()")
+        fits = not self.tree or self.beams <= asked.vocab
+        check(fits, "sampler.beams", self.beams, f"0 .. {asked.vocab}")
+        pairs = self.name != "ngram" or asked.vocab**2 < 2**31
+        check(pairs, "sampler.name", self.name, "another, as there are too many pairs of tokens")
         far = self.name == "pass" and self.window > asked.ahead
         check(not far, "sampler.window", self.window, f"0 .. {asked.ahead}, as many are trained")
         above = not self.init.endswith("above") or flat
@@ -255,6 +274,16 @@ class SamplerConfig:
         if control == "threshold":
             return drafts.threshold(most=self.guesses)
         return drafts.thompson() if control == "thompson" else drafts.fixed()
+
+    @property
+    def tree(self) -> bool:
+        """Whether another model guesses trees, not chains."""
+        return self.name in ("self_speculative", "draft") and bool(self.branches or self.beams)
+
+    @property
+    def successors(self) -> tuple[int, ...]:
+        """Children of a guess of ngram, by depth."""
+        return self.branches or (3, 2, 1)
 
     @property
     def guesses(self) -> int:

@@ -12,6 +12,7 @@ from configs import flextok, llamagen, mar, maskgit, nbp, randar, var
 from nexttok import sampling
 from nexttok.config import ConfigError
 from nexttok.experiment import resolve
+from nexttok.samplers.drafts import ngram
 from nexttok.tokens import Tokens
 from tests.generators import redrawn
 
@@ -43,6 +44,9 @@ def drawn(temperature=1.0, guidance=2.0, depth=1, label=(0, 1, 2, 3), **sampler)
     if exp.draft is not None:
         params = params | {"drafter": redrawn(exp.draft.generator, 2)}
     params = params | sampling.tables(exp, params["tokenizer"])
+    if exp.sampler.name == "ngram":  # counted in what the model would draw
+        strings = drawn(0.0, depth=depth)[0][:, exp.plan.order]
+        params = params | {"ngrams": ngram.count(strings, 256, 2)}
     label, blank = jnp.asarray(label, jnp.int32), sampling.blank(exp, len(label))
     tokens, stats = sampling.sampler(exp)(params, label, KEY, blank)
     return np.asarray(tokens), {k: np.asarray(v) for k, v in stats.items()}
@@ -79,7 +83,7 @@ def test_contrast_is_the_same_to_every_sampler():
 
 SELF = "self_speculative"
 BAD = {
-    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | draft"),
+    "unknown": (llamagen, dict(name="magic"), "plan | jacobi | self_speculative | draft | ngram"),
     "unread": (llamagen, dict(init="random"), "sampler.init = 'random': expected '', as sampl"),
     "window": (llamagen, dict(name="jacobi", window=-1), "at least 0"),
     "wide": (llamagen, dict(name="zipar", lag=5.0), "sampler.lag = 5.0: expected 1 .. 4 columns"),
@@ -98,6 +102,10 @@ BAD = {
     "nobody": (llamagen, dict(name="draft"), "sampler.draft = '': expected the workdir of a run"),
     "nowhere": (llamagen, dict(name="draft", draft="no"), "the workdir of a finished run"),
     "untrained": (llamagen, dict(name="eesd"), "another, as config.drafter.name is ''"),
+    "chain": (llamagen, dict(name=SELF, branches=(2,), control="fixed"), "'' with a tree"),
+    "deep": (llamagen, dict(name=SELF, branches=(2,), window=3), "0 with sampler.branches"),
+    "children": (llamagen, dict(name="ngram", branches=(2, 0)), "numbers of 1 .. 256, or ()"),
+    "paths": (llamagen, dict(name=SELF, beams=257), "sampler.beams = 257: expected 0 .. 256"),
     "control": (llamagen, dict(name=SELF, control="all"), "'' | fixed | threshold | thompson"),
     "context": (llamagen, dict(name="recap"), "another, as the context is not mask"),
     "steps": (mar, dict(name="recap", whole=9), "sampler.whole = 9: expected 0 .. 8 steps"),
@@ -127,6 +135,26 @@ def test_greedy_drafts_of_some_layers_are_greedy_raster(control):
 def test_drafts_of_all_layers_are_all_accepted():
     _, stats = drawn(depth=2, name="self_speculative", window=3, layers=(0, 1))
     assert stats["network_calls"] == 4
+
+
+@pytest.mark.parametrize("tree", [dict(branches=(2, 3)), dict(beams=3, window=2)])
+def test_greedy_trees_are_greedy_raster(tree):
+    tokens, stats = drawn(0.0, depth=2, name="self_speculative", layers=(0,), **tree)
+    np.testing.assert_array_equal(tokens, drawn(0.0, depth=2)[0])
+    assert stats["draft_calls"] == 3 * stats["network_calls"]
+    assert stats["network_calls"] <= 16
+
+
+def test_trees_of_all_layers_are_accepted_to_a_leaf():
+    _, stats = drawn(depth=2, name="self_speculative", layers=(0, 1), branches=(3, 1))
+    assert stats["network_calls"] == 6
+
+
+def test_counted_pairs_guess_what_follows_them():
+    tokens, stats = drawn(0.0, name="ngram", branches=(2, 1, 1))
+    np.testing.assert_array_equal(tokens, drawn(0.0)[0])
+    assert stats["draft_calls"] == 0
+    assert stats["network_calls"] <= 10  # 6 where every pair has one or two successors
 
 
 def run_of(folder, paper=llamagen, **changes):
