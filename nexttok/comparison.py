@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from nexttok import evaluate
+from nexttok import drafters, evaluate
 from nexttok.config import ConfigError, check
 from nexttok.evals import results
 from nexttok.experiment import Experiment, resolve
 from nexttok.rng import stream
-from nexttok.samplers.options import OFF, READS
+from nexttok.samplers.options import OFF, READS, TRAINED
 
 log = logging.getLogger("nexttok")
 
@@ -32,6 +32,8 @@ def variant(exp: Experiment, text: str) -> Experiment:
     config = exp.config.copy_and_resolve_references()
     config.sampler.update(OFF)
     config.sampler.name = name
+    if name in TRAINED and config.drafter.name != name:  # with own options
+        config.drafter.update(drafters.OFF, name=name)
     for option in options:
         key, _, value = option.partition("=")
         fits = key in READS.get(name, ())
@@ -51,9 +53,12 @@ def _parse(text, like):
 
 
 def fitting(exp: Experiment) -> list[str]:
-    """The samplers that can draw from an experiment's generator, with options of their own."""
+    """The samplers that can draw from an experiment's generator, with options of their own; of
+    those that need training, the one that `config.drafter` names."""
 
     def fits(name):
+        if name in TRAINED and name != exp.config.drafter.name:
+            return False
         try:
             variant(exp, name)
         except ConfigError:

@@ -72,6 +72,8 @@ def test_a_drafter_is_trained_on_a_finished_run_and_draws(runs, capsys):
     assert "config.drafter.name = '': expected pass | eesd | eagle" in said
     said = refused(capsys, *CONFIG, large, *SAMPLE, "--config.sampler.name=pass")
     assert "another, as config.drafter.name is ''" in said
+    said = refused(capsys, *CONFIG, large, "--mode=samplers", "--samplers=pass")
+    assert "config.sampler.name = 'pass': expected --mode=draft" in said
     assert not (runs / "large" / "drafters").exists()
     before = {p: p.read_bytes() for p in (runs / "large" / "checkpoints").rglob("*") if p.is_file()}
     main([*EESD, large, "--mode=draft"])
