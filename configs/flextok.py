@@ -33,7 +33,7 @@ def get_config(variant="digits"):
     config.tokenizer = tokenizer()
     config.generator = generator()
     config.train.tokenizer.update(steps=1500, optimizer="muon", learning_rate=4e-3, ema=0.995)
-    config.train.generator.update(steps=750, batch_size=128, learning_rate=1e-3, ema=0.99)
+    config.train.generator.update(steps=900, batch_size=128, learning_rate=1e-3, ema=0.99)
     if variant == "tiny":
         tiny(config)
     elif variant == "photos":
