@@ -54,7 +54,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(\w*registers|\w*positions|mask_token|null_token|class_embedding)$", (None, None)),
     (r"(^|/)(cls_token|register_tokens|queries|sos|fillers|levels|mask_flags)$", (None, None)),
     (r"(^|/)(gamma|scale|ns_coeffs|modulation|gate1|gate2|slot_mean|slot_log_scale)$", (None,)),
-    (r"(project|bridge|transform|velocity|moments|gru_input|gru_state)/kernel$", (None, None)),
+    (r"(project|bridge|transform|velocity|moments|score|gru_\w+)/kernel$", (None, None)),
     (r"(restyle\d+/(scale|shift)|embed|from_means|to_z)/kernel$", (None, None)),
     (r"discriminator/head\d+_(conv\d|out)/kernel$", (None, None, None)),
     (r"discriminator/head\d+_(conv\d|out)/u$", (None,)),

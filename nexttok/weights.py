@@ -198,6 +198,9 @@ def placed_models(
         if not (pathlib.Path(workdir) / "config.json").is_file():
             raise ConfigError(f"--workdir = {workdir!r}: expected the workdir of a trained run")
         found = Workdir(pathlib.Path(workdir), "workdir")
+        reused = found.config.get("tokenizer_checkpoint", "")
+        own = not reused or {"latent", "tokenizer"}.isdisjoint(lacking)
+        check(own, "tokenizer_checkpoint", "", f"{reused!r}, as {workdir} was trained with")
         sections = ["latent", "tokenizer", "generator"]
         _check_sections(exp, found, sections, f"as {workdir} was trained with")
         done |= {s: found.load(exp, s, mesh) for s in lacking}

@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import llamagen
+from configs import llamagen, maskgit
 from nexttok import drafting, run
 from nexttok.config import ConfigError
-from nexttok.experiment import resolve
+from nexttok.experiment import DRAFTER, resolve
 from nexttok.main import main
-from nexttok.mesh import make_mesh
+from nexttok.mesh import MeshConfig, make_mesh
+from nexttok.samplers.options import TRAINED
+from nexttok.stages import abstract_params
 from tests.generators import redrawn
 from tests.test_configs import ROOT
 from tests.test_runs import SMALL
@@ -21,6 +23,14 @@ DRAFT = [f"--config.train.drafter.{k}={v}" for k, v in
          dict(steps=2, warmup=1, log_every=1, save_every=2, batch_size=8).items()]  # fmt: skip
 EESD = [*CONFIG, *DRAFT, "--config.drafter.name=eesd", "--config.drafter.layers=1"]
 SAMPLE = ["--mode=sample", "--config.sample.per_class=1"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_parameter_has_a_place(name):
+    config = (maskgit if name == "tcts" else llamagen).get_config("tiny")
+    config.drafter.name = name
+    exp = resolve(config)
+    abstract_params(exp.drafting_only, DRAFTER, make_mesh(MeshConfig(2, 2, 2, 1, 1)))
 
 
 def test_a_trained_drafter_is_found_again_by_its_config_alone(tmp_path, monkeypatch):

@@ -100,6 +100,8 @@ def test_a_trained_tokenizer_serves_another_run_with_cached_tokens(workdir, tmp_
     manifest = json.loads(next(tmp_path.glob("tokens-*/manifest.json")).read_text())
     assert manifest["fields"]["ids"]["shape"] == [8]
     assert manifest["examples"] >= 1300
+    said = call(CONFIG, f"--workdir={tmp_path}", *SMALL, "--mode=eval", code=2)
+    assert f"config.tokenizer_checkpoint = '': expected '{workdir}', as" in said
 
 
 def test_sigkill_at_a_random_moment_changes_nothing(workdir, tmp_path):
