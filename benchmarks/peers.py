@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import sizes
-from nexttok.main import use_huge_pages
+from nexttok.main import tune_malloc
 
 WHAT = {
     "llamagen": ("train", "generate"),
@@ -173,5 +173,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()  # of both sides
+    tune_malloc()  # of both sides
     main()

@@ -257,20 +257,20 @@ def test_overrides_are_typed_like_what_they_replace():
     assert config.data.source == "photos"
 
 
-def test_the_process_starts_again_on_huge_pages_once(monkeypatch):
+def test_the_process_starts_again_with_a_tuned_malloc_once(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
     monkeypatch.setattr(cli.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    cli.use_huge_pages()
+    cli.tune_malloc()
     ((program, arguments, environment),) = started
     assert (program, arguments) == (sys.executable, sys.orig_argv)
-    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=" in environment["GLIBC_TUNABLES"]
     monkeypatch.setenv("GLIBC_TUNABLES", environment["GLIBC_TUNABLES"])
-    cli.use_huge_pages()
+    cli.tune_malloc()
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr(cli.platform, "libc_ver", lambda: ("", ""))
-    cli.use_huge_pages()
+    cli.tune_malloc()
     assert len(started) == 1
 
 
