@@ -16,6 +16,11 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def significant(value: float) -> str:
+    """Three digits of a number, written out."""
+    return f"{float(f'{value:.3g}'):.10g}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table that a tool makes of workdirs.

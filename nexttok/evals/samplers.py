@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from nexttok.config import check
-from nexttok.evals.markdown import Table
+from nexttok.evals.markdown import Table, significant
 
 COLUMNS = (
     "system", "sampler", "network calls", "others", "class agreement", "Fréchet distance",
@@ -39,7 +39,7 @@ def rows(workdir: str) -> list[list[str]]:
         return [
             found["name"], row["sampler"], f"{round(row['network_calls'], 1):g}",
             ", ".join(others), "" if agreement is None else f"{agreement:.3f}",
-            f"{row['frechet_distance']:.2f}", f"{row['images_per_second']:.3g}",
+            f"{row['frechet_distance']:.2f}", significant(row["images_per_second"]),
             f"{row['speedup']:.2f}",
         ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import sys
 
 from nexttok.catalog import parts
 from nexttok.config import check
-from nexttok.evals.markdown import Table
+from nexttok.evals.markdown import Table, significant
 from nexttok.evals.results import read_run
 
 COLUMNS = (
@@ -63,7 +63,7 @@ def row(workdir: str) -> list[str]:
         f"{round(found['calls'], 1):g}",
         f"{found['agreement']:.3f}" if found["agreement"] != "" else "",
         f"{found['Fréchet distance']:.2f}",
-        f"{found['images/s']:.3g}",
+        significant(found["images/s"]) if found["images/s"] != "" else "",
     ]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from nexttok.config import ConfigError
+from nexttok.evals.markdown import significant
 from nexttok.evals.table import TABLE
 from tests.evals.test_pages import workdir
 
@@ -25,3 +26,10 @@ def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
     assert "finished run" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="with <!-- systems"):
         TABLE.write(str(tmp_path / "none.md"), "")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1523.4, "1520"), (43.81, "43.8"), (0.5, "0.5"), (2e6, "2000000")]
+)
+def test_numbers_have_three_digits_and_no_exponent(value, text):
+    assert significant(value) == text
