@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 import time
 from typing import Any
@@ -22,6 +23,8 @@ from nexttok.experiment import Experiment
 from nexttok.rng import stream
 from nexttok.samplers.drafts import ngram
 from nexttok.tokens import Tokens
+
+log = logging.getLogger("nexttok")
 
 SHOWN_CLASSES = 20  # in pictures
 COUNTED = 10_000  # training images whose pairs of tokens are counted
@@ -165,9 +168,10 @@ def drawn(
     """Tokens of every label in batches of `size`, and the means of what the sampler counts; where
     the executor ran, also the `order` [B, n] that each was drawn in.
 
-    `given` holds what samples start from (see `openings`).
+    `given` holds what samples start from (see `openings`). The log tells the counts and the time.
     """
     stats: dict[str, list] = {}
+    start = time.perf_counter()
 
     def draw(label, opening, key):
         tokens, found = models.sample_from(label, opening, key)
@@ -178,6 +182,9 @@ def drawn(
     tokens = batched(draw, size, labels, given, key=key)
     orders = stats.pop("order", ())
     found = {name: float(np.mean(values)) for name, values in stats.items()}
+    counts = ", ".join(f"{name} {value:.4g}" for name, value in found.items() if name != "steps")
+    seconds = time.perf_counter() - start
+    log.info("drew %d in %.1f s, compilation included: %s", len(labels), seconds, counts)
     return tokens, found | ({"order": np.concatenate(orders)[: len(labels)]} if orders else {})
 
 

@@ -200,7 +200,8 @@ def placed_models(
         found = Workdir(pathlib.Path(workdir), "workdir")
         reused = found.config.get("tokenizer_checkpoint", "")
         own = not reused or {"latent", "tokenizer"}.isdisjoint(lacking)
-        check(own, "tokenizer_checkpoint", "", f"{reused!r}, as {workdir} was trained with")
+        given = exp.config.tokenizer_checkpoint
+        check(own, "tokenizer_checkpoint", given, f"{reused!r}, as {workdir} was trained with")
         sections = ["latent", "tokenizer", "generator"]
         _check_sections(exp, found, sections, f"as {workdir} was trained with")
         done |= {s: found.load(exp, s, mesh) for s in lacking}
