@@ -48,13 +48,14 @@ def attend(
 
     A kernel is used from LEAST slots on, without dropout, where it takes these shapes on this mesh.
     """
+    where = platform()
     if runs and drop is None and q.shape[1] >= LEAST:
-        where = platform()
         if where == "tpu" and _splash_takes(q):
             return splash(q, k, v, runs, scale)
         if where == "gpu" and _cudnn_takes(q):
             return fused(q, k, v, runs, scale)
-    return dense(q, k, v, mask, scale, drop, cuts(runs))
+    # parts gain nothing on TPUs, whose compiler (libtpu 0.0.42) crashes on rematerialized dropout
+    return dense(q, k, v, mask, scale, drop, () if where == "tpu" else cuts(runs))
 
 
 def cuts(runs: tuple[int, ...]) -> tuple[int, ...]:

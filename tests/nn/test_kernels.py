@@ -109,18 +109,19 @@ def test_padding_in_front_spares_blocks_of_scales():
 def test_the_kernel_follows_platform_and_promise(monkeypatch):
     asked = []
     for name in ("splash", "fused", "dense"):
-        say = lambda q, *_, name=name: asked.append(name) or q
+        say = lambda q, *rest, name=name: asked.append((name, rest[5:])) or q
         monkeypatch.setattr(kernels, name, say)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    whole, parts = ("dense", ((),)), ("dense", ((64, 128, 192),))
     long, half = (1,) * 256, lambda x: tuple(a.astype(jnp.bfloat16) for a in x)
     for where, qkv, drop, runs, expected in [
-        ("tpu", drawn(long), None, long, "splash"),
-        ("tpu", drawn(long), None, (), "dense"),
-        ("tpu", drawn(long), lambda x: x, long, "dense"),
-        ("tpu", drawn((1,) * 255), None, (1,) * 255, "dense"),
-        ("gpu", half(drawn(long)), None, long, "fused"),
-        ("gpu", drawn(long), None, long, "dense"),
-        ("cpu", half(drawn(long)), None, long, "dense"),
+        ("tpu", drawn(long), None, long, ("splash", ())),
+        ("tpu", drawn(long), None, (), whole),
+        ("tpu", drawn(long), lambda x: x, long, whole),
+        ("tpu", drawn((1,) * 255), None, (1,) * 255, whole),
+        ("gpu", half(drawn(long)), None, long, ("fused", ())),
+        ("gpu", drawn(long), None, long, parts),
+        ("cpu", half(drawn(long)), None, long, parts),
     ]:
         monkeypatch.setattr(kernels, "platform", lambda where=where: where)
         kernels.attend(*qkv, None, 1.0, drop, runs)
