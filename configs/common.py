@@ -222,6 +222,7 @@ def backbone(name="decoder", **changes) -> ConfigDict:
         drop_path=0.0,
         remat=False,
         unroll=1,
+        zero=3,  # 2: parameters of all layers are gathered over fsdp at once
     )
     return section(**(keys | changes))
 

@@ -6,6 +6,7 @@ Table 2 (RULES): logical axis -> mesh axes. One array may use a mesh axis once.
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -236,3 +237,25 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec_of(axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def placed(x: Array, axes: tuple[str | None, ...], back: tuple[str | None, ...]) -> Array:
+    """Places an array by its logical axes, and its gradient by others."""
+    return constrain(x, *axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gradient_placed(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """The array itself, whose gradient is placed by its logical axes."""
+    return x
+
+
+placed.defvjp(
+    lambda x, axes, back: (constrain(x, *axes), None),
+    lambda axes, back, _, gradient: (constrain(gradient, *back),),
+)
+# the array must come out as it went in: of what scans over layers, only that is not saved twice
+gradient_placed.defvjp(
+    lambda x, axes: (x, None), lambda axes, _, gradient: (constrain(gradient, *axes),)
+)

@@ -115,9 +115,10 @@ MAKERS = {
 
 
 @functools.cache
-def make(name: str, classes: int = 3, vocab: int = 5) -> generator.Generator:
-    """A tiny generator of the table."""
+def make(name: str, classes: int = 3, vocab: int = 5, **backbone) -> generator.Generator:
+    """A tiny generator of the table, with changes of its backbone."""
     section, spec = MAKERS[name]()
+    section.backbone.update(backbone)
     spec = dataclasses.replace(spec, vocab=vocab) if spec.vocab else spec
     return generator.make(section, spec, classes)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from nexttok.aot import hlo
 from nexttok.config import ConfigError
 from nexttok.mesh import (
     MeshConfig,
@@ -111,6 +112,43 @@ def test_every_context_trains_alike_on_every_mesh(name, sizes):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest),
         grads, expected,
     )  # fmt: skip
+
+
+def step_of(name, **backbone):
+    """Loss and gradients under dropout, compiled for 8 devices; the parameters of an example."""
+    gen = generators.make(name, vocab=8, **backbone)
+    params, tokens = generators.redrawn(gen), generators.random_tokens(gen.spec, 8)
+    label = jnp.arange(8, dtype=jnp.int32) % 3
+
+    def loss(params):
+        return gen.loss(params, tokens, label, jax.random.key(3))[0].mean()
+
+    mesh = make_mesh(MeshConfig(2, 2, 2, 1, 1))
+    with use_mesh(mesh):
+        places = param_shardings(mesh, params)
+        run = jax.jit(jax.value_and_grad(loss), out_shardings=(None, places))
+        params = jax.device_put(params, places)
+        return run.lower(params).compile(), params
+
+
+@pytest.mark.parametrize("name", ["llamagen", "var", "arpg", "qk_norm_rms"])
+def test_parameters_gathered_at_once_teach_the_same(name):
+    (late, given), (early, _) = (step_of(name, zero=zero, dropout=0.2) for zero in (3, 2))
+    expected, got = jax.device_get((late(given), early(given)))
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest),
+        got, expected,
+    )  # fmt: skip
+
+
+def test_parameters_gathered_at_once_are_gathered_as_often_for_any_depth():
+    def gathers(zero, depth):
+        found = hlo.parse(step_of("llamagen", zero=zero, depth=depth)[0].as_text()).collectives
+        return sum(c.count for c in found if c.kind == "all-gather")
+
+    assert gathers(2, 4) == gathers(2, 2)
+    assert gathers(3, 4) > gathers(3, 2)
 
 
 def test_small_arrays_that_fsdp_does_not_divide_stay_whole_and_large_ones_are_refused():

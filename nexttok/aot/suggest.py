@@ -1,4 +1,4 @@
-"""Which mesh, rematerialization and micro-batch let a training step fit, and run best."""
+"""Which mesh, ZeRO stage, rematerialization and micro-batch let a step fit, and run best."""
 
 import itertools
 import logging
@@ -11,6 +11,7 @@ from nexttok.aot import programs, report
 from nexttok.config import ConfigError
 from nexttok.experiment import Experiment
 from nexttok.mesh import make_mesh
+from nexttok.nn.stack import ZERO
 
 log = logging.getLogger("nexttok")
 
@@ -26,11 +27,17 @@ ACCUMULATE = (1, 2, 4, 8)  # tried in turn until something fits
 def candidates(
     config: ConfigDict, stage: str, accumulate: int
 ) -> Iterator[tuple[list, ConfigDict]]:
-    """(command-line flags, config) of every mesh, with and without rematerialization."""
-    keys = list(remat_keys(config[stage], stage))
-    for mesh, remat in itertools.product(MESHES, (False, True) if keys else (None,)):
+    """(command-line flags, config) of every mesh, with and without rematerialization, and of both
+    stages of ZeRO where parameters are divided."""
+    remats, zeros = (list(keys_named(name, config[stage], stage)) for name in ("remat", "zero"))
+    choices = itertools.product(
+        MESHES, (False, True) if remats else (None,), reversed(ZERO) if zeros else (None,)
+    )
+    for mesh, remat, zero in choices:
+        if zero == 2 and mesh["fsdp"] == 1:
+            continue
         changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
-        changes |= {key: remat for key in keys}
+        changes |= {key: remat for key in remats} | {key: zero for key in zeros}
         changes[f"train.{stage}.accumulate"] = accumulate
         found = config.copy_and_resolve_references()
         found.mesh.update(sequence=1, expert=1)
@@ -43,12 +50,12 @@ def candidates(
         yield [f"--config.{path}={value}" for path, value in changes.items()], found
 
 
-def remat_keys(section: ConfigDict, path: str) -> Iterator[str]:
-    """Paths of the keys `remat` in a section."""
+def keys_named(last: str, section: ConfigDict, path: str) -> Iterator[str]:
+    """Paths of the keys of this name in a section."""
     for name, value in section.items():
         if isinstance(value, ConfigDict):
-            yield from remat_keys(value, f"{path}.{name}")
-        elif name == "remat":
+            yield from keys_named(last, value, f"{path}.{name}")
+        elif name == last:
             yield f"{path}.{name}"
 
 

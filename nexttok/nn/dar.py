@@ -14,6 +14,7 @@ from nexttok.nn.linear import INITS, Linear
 from nexttok.nn.norms import layer_norm
 from nexttok.nn.patches import patchify, unpatchify
 from nexttok.nn.positions import grid_positions, rope_table, time_features
+from nexttok.nn.stack import scanned
 from nexttok.nn.transformer import Mlp, Transformer, TransformerConfig
 
 EPS = 1e-6  # of every norm
@@ -152,12 +153,7 @@ class Denoiser(nn.Module):
         group = layer_norm(Linear(c.width, dtype=c.dtype, name="project")(group), EPS)
         time = time_features(1.0 - times, c.width, TIME_PERIOD, TIME_SCALE)[:, None]
         h = Linear(c.width, dtype=c.dtype, name="patch_embed")(patchify(noised, (self.patch,) * 2))
-        blocks = nn.scan(
-            nn.remat(DenoiserBlock, prevent_cse=False) if c.remat else DenoiserBlock,
-            variable_axes={"params": 0}, split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), length=c.depth,
-            unroll=min(c.unroll, c.depth),
-        )  # fmt: skip
+        blocks = scanned(DenoiserBlock, c.depth, 3, c, self.is_initializing())
         table = jnp.asarray(rotary(grid, c.head_dim))
         carry = (h, jnp.zeros_like(h), jnp.asarray(tap, jnp.int32))
         layers = jnp.arange(c.depth, dtype=jnp.int32)

@@ -17,6 +17,7 @@ from nexttok.nn.cache import Cache
 from nexttok.nn.linear import INITS, Linear, scaled
 from nexttok.nn.norms import Norm
 from nexttok.nn.slots import pick
+from nexttok.nn.stack import scanned
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -56,7 +57,7 @@ class TransformerConfig:
         layers.
       init: xavier | normal02 | third (truncated normal of variance 1 / (3 width)).
       depth_scaled: output layers of attention and MLP start smaller by the root of their number.
-      remat: rematerialize each block in the backward pass; unroll: blocks per scan iteration.
+      remat, unroll, zero: see nn/stack.py.
     """
 
     width: int
@@ -91,6 +92,7 @@ class TransformerConfig:
     depth_scaled: bool = False
     remat: bool = False
     unroll: int = 1
+    zero: int = 3
     dtype: str = "float32"
 
     @property
@@ -300,27 +302,15 @@ class Transformer(nn.Module):
         shared = (steps, rotary, cond, context, context_mask, places)
         options = (c, self.segments, runs, filled, first_layer, train)
         if wanted is None or self.is_initializing():
-            blocks = _scanned(c, c.depth)(*options, name="blocks")
-            return blocks(carry, layers, *shared, None)[0][:3]
+            blocks = scanned(Block, c.depth, 7, c, self.is_initializing())
+            return blocks(*options, name="blocks")(carry, layers, *shared, None)[0][:3]
         # the parameters of all layers lie in one stack: the last layer, of its own shape, and those
         # before it are applied to their parts of it
         stack = self.variables["params"]["blocks"]
         if c.depth > 1:
             before, own = jax.tree.map(lambda v: v[:-1], (layers, stack))
-            blocks = _scanned(c, c.depth - 1)(*options, parent=None)
+            blocks = scanned(Block, c.depth - 1, 7, c)(*options, parent=None)
             carry = blocks.apply({"params": own}, carry, before, *shared, None)[0]
         last, own = jax.tree.map(lambda v: v[-1], (layers, stack))
         block = Block(*options, parent=None)
         return block.apply({"params": own}, carry, last, *shared, wanted)[0][:3]
-
-
-def _scanned(c, depth):
-    """The class of `depth` blocks under one scan."""
-    return nn.scan(
-        nn.remat(Block, prevent_cse=False) if c.remat else Block,
-        variable_axes={"params": 0, "attention": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0, *[nn.broadcast] * 7),
-        length=depth,
-        unroll=min(c.unroll, depth),
-    )

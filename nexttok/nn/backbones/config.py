@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from nexttok.config import check
 from nexttok.nn.positions import grid_positions, pyramid_positions, rope_table
+from nexttok.nn.stack import ZERO
 from nexttok.nn.transformer import ACTIVATIONS, TransformerConfig
 
 POSITIONS = ("learned", "rope")
@@ -66,7 +67,7 @@ class BackboneConfig:
       embed_init: normal02 | normal1 | third | uniform01, of tables and special vectors.
       dropout, dropout_on: rate, and where: some of embedding, weights, attention, hidden, mlp (see
         nn/transformer.py).
-      drop_path, remat, unroll: as everywhere.
+      drop_path: see nn/transformer.py; remat, unroll, zero: see nn/stack.py.
     """
 
     width: int
@@ -106,11 +107,13 @@ class BackboneConfig:
     drop_path: float
     remat: bool
     unroll: int
+    zero: int
 
     def __post_init__(self):
         def one_of(name, allowed):
             value = getattr(self, name)
-            check(value in allowed, f"generator.backbone.{name}", value, " | ".join(allowed))
+            fits = " | ".join(map(str, allowed))
+            check(value in allowed, f"generator.backbone.{name}", value, fits)
 
         def each_of(name, allowed):
             value = getattr(self, name)
@@ -132,6 +135,7 @@ class BackboneConfig:
         one_of("activation", tuple(ACTIVATIONS))
         one_of("init", ("xavier", "normal02", "third"))
         one_of("embed_init", ("normal02", "normal1", "third", "uniform01"))
+        one_of("zero", ZERO)
         each_of("positions", POSITIONS)
         each_of("condition", CONDITIONS)
         each_of("dropout_on", PLACES)

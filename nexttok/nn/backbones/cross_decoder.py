@@ -17,6 +17,7 @@ from nexttok.nn.kernels import attend
 from nexttok.nn.linear import Linear
 from nexttok.nn.positions import rotate
 from nexttok.nn.slots import QUERY, Slots, visible
+from nexttok.nn.stack import scanned
 from nexttok.nn.transformer import Mlp, Transformer, TransformerConfig
 
 
@@ -84,14 +85,9 @@ class CrossDecoder(nn.Module):
             keys, values, mask = cache.read(c.depth, slots.steps[n:], slots.filled)
         else:
             mask = visible(slots.steps[n:], steps)
-        layers = nn.scan(
-            nn.remat(CrossBlock, prevent_cse=False) if c.remat else CrossBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 4),
-            length=c.decoder_depth,
-            unroll=min(c.unroll, c.decoder_depth),
-        )(c.transformer(self.dtype, c.decoder_depth), train, name="blocks")
+        stack = c.transformer(self.dtype, c.decoder_depth)
+        layers = scanned(CrossBlock, c.decoder_depth, 4, stack, self.is_initializing())
+        layers = layers(stack, train, name="blocks")
         count = jnp.arange(c.decoder_depth, dtype=jnp.int32)
         q, _ = layers(x[:, n:], count, keys, values, mask, ask)
         return FinalNorm(c, self.dtype, name="final")(q, classes), leave(cache, n)
