@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from nexttok import flops
 from nexttok.aot import hlo
@@ -72,6 +73,35 @@ def test_fused_attention_says_the_same_to_its_library(name):
     runs = RUNS[name]
     fused = lambda q, k, v: kernels.fused(q, k, v, runs, 0.3, implementation="xla")
     same(both(fused, drawn(runs)), both(reference(runs), drawn(runs)))
+
+
+ON_GPU = pytest.mark.skipif(jax.default_backend() != "gpu", reason="run with JAX_PLATFORMS=cuda")
+
+
+@ON_GPU
+@pytest.mark.parametrize("name", RUNS)
+def test_cudnn_attention_is_near_the_dense_form(name):
+    runs = (*RUNS[name], *[1] * (-sum(RUNS[name]) % 8))
+    half = tuple(x.astype(jnp.bfloat16) for x in drawn(runs))
+    got = both(lambda q, k, v: kernels.fused(q, k, v, runs, 0.3), half)
+    expected = both(reference(runs), tuple(x.astype(jnp.float32) for x in half))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        error = jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b)
+        assert error < 0.02, error
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_programs_for_gpus_call_cudnn_forward_and_backward(name, monkeypatch):
+    """JAX asks cuDNN for its version before it lets a program be lowered for it."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    runs = (*RUNS[name], *[1] * (-sum(RUNS[name]) % 8))
+    fused = lambda q, k, v: kernels.fused(q, k, v, runs, 0.3)
+    half = tuple(x.astype(jnp.bfloat16) for x in drawn(runs))
+    step = jax.jit(jax.grad(lambda qkv: fused(*qkv).astype(jnp.float32).sum()))
+    text = step.trace(half).lower(lowering_platforms=("cuda",)).as_text()
+    kind = "Softmax" if len(runs) == 1 or set(runs) == {1} else "ScaleBiasSoftmax"
+    assert f"@__cudnn$fmha{kind}(" in text
+    assert f"@__cudnn$fmha{kind}Backward(" in text
 
 
 def visited(layout):
