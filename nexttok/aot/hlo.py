@@ -250,9 +250,10 @@ class Program:
                 break
         else:
             return math.inf
+        handed = self._handed_on(name)
         total, names = 0.0, [p.name]
         for x in body.values():
-            if not set(names) & set(x.operands):
+            if not set(names) & set(x.operands) or x.name in handed:
                 continue
             if x.opcode == "bitcast":
                 names.append(x.name)
@@ -265,10 +266,22 @@ class Program:
                 return math.inf  # and what is written in place is not read
         return total
 
+    def _handed_on(self, name: str) -> set[str]:
+        """A fusion's own names of a collective that goes on beside it, and of its outputs; it
+        neither reads nor writes that collective's arrays, but hands them on."""
+        body, root = self.computations[name].values(), self.roots[name]
+        going = {x.name for x in body if GOES_ON.search(x.attributes)}
+        return going | {root.name} if going and root.opcode == "tuple" else going
+
     def _written(self, name: str, fusion: Instruction) -> float:
         """Bytes that a fusion writes: of the slice, where it updates one in place."""
+        body, root, handed = self.computations[name], self.roots[name], self._handed_on(name)
         whole = sum(s.bytes for s in fusion.shapes if s.remote)
-        body = self.computations[name]
+        if handed and root.opcode == "tuple":
+            whole = sum(
+                shape.bytes for shape, made in zip(fusion.shapes, root.operands, strict=True)
+                if shape.remote and made not in handed and body[made].opcode != "parameter"
+            )  # fmt: skip
         updates = [x for x in body.values() if x.opcode == "dynamic-update-slice"]
         for x in updates:
             target = sum(s.bytes for s in x.shapes)

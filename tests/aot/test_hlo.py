@@ -95,6 +95,34 @@ def test_an_overlapped_collective_counts_once_and_a_sliced_sum_as_scattered():
     assert (found.kind, found.bytes) == ("reduce-scatter", 3 / 4 * 256 * 128 * 4)
 
 
+OVERLAPPED = """
+%beside (part: f32[64,128], whole: f32[256,128], x: f32[8,128]) -> (f32[8,128], f32[64,128], f32[256,128], f32[256,128]) {
+  %part = f32[64,128]{1,0} parameter(0)
+  %whole = f32[256,128]{1,0} parameter(1)
+  %x = f32[8,128]{1,0} parameter(2)
+  %twice = f32[8,128]{1,0} add(%x, %x)
+  %gather = f32[256,128]{1,0} all-gather(%part), replica_groups=[2,4]<=[8], dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"FLAG","flag_end":"8"}}
+  ROOT %all = (f32[8,128]{1,0}, f32[64,128]{1,0}, f32[256,128]{1,0}, f32[256,128]{1,0}) tuple(%twice, %part, %whole, %gather)
+}
+
+ENTRY %main (part: f32[64,128], whole: f32[256,128], x: f32[8,128]) -> f32[8,128] {
+  %part = f32[64,128]{1,0} parameter(0)
+  %whole = f32[256,128]{1,0} parameter(1)
+  %x = f32[8,128]{1,0} parameter(2)
+  %done = (f32[8,128]{1,0}, f32[64,128]{1,0}, f32[256,128]{1,0}, f32[256,128]{1,0}) fusion(%part, %whole, %x), kind=kOutput, calls=%beside
+  ROOT %out = f32[8,128]{1,0} get-tuple-element(%done), index=0
+}
+"""  # noqa: E501
+
+
+def test_arrays_of_a_collective_are_not_moved_by_what_it_overlaps():
+    """The fusion that starts it pays for it; the one behind it reads x and writes its double."""
+    goes_on, starts = (hlo.parse(OVERLAPPED.replace("FLAG", flag)) for flag in ("2", "-1"))
+    assert (goes_on.bytes, goes_on.collectives) == (2 * 8 * 128 * 4, ())
+    assert starts.bytes > goes_on.bytes + (64 + 256) * 128 * 4
+    assert sum(c.count for c in starts.collectives) == 1
+
+
 SENT = """
 ENTRY %main (g: f32[8,128]) -> f32[8,128] {
   %g = f32[8,128]{1,0} parameter(0)
