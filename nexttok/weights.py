@@ -22,10 +22,10 @@ from nexttok.stages import abstract_params
 
 log = logging.getLogger("nexttok")
 
-# Keys of `train` and `data` that keep the meaning of the steps already done: these may change.
+# Keys of sections that keep the meaning of the steps already done: these may change.
 FREE_KEYS = (
     "learning_rate", "final_learning_rate", "clip", "log_every", "save_every", "keep", "workers",
-    "prefetch",
+    "prefetch", "remat", "unroll", "zero",
 )  # fmt: skip
 RUN = "the workdir of a finished run, or a file that python -m nexttok.interop --export wrote"
 

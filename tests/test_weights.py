@@ -269,3 +269,12 @@ def test_training_reads_no_params(workdir, capsys):
         main([f"--config.params={workdir}", f"--workdir={workdir.parent}/new"])
     assert "config.params" in capsys.readouterr().err
     assert not os.path.exists(f"{workdir.parent}/new")
+
+
+def test_what_changes_speed_alone_may_differ_and_is_told(caplog):
+    saved = {"backbone": {"zero": 3, "remat": True, "width": 8}}
+    with caplog.at_level("WARNING"):
+        weights.same(saved, {"backbone": {"zero": 2, "remat": False, "width": 8}}, "generator", "")
+    assert "config.generator.backbone.zero = 2 from here on; it was 3" in caplog.text
+    with pytest.raises(ConfigError, match=r"generator\.backbone\.width = 9: expected 8, as saved"):
+        weights.same(saved, {"backbone": saved["backbone"] | {"width": 9}}, "generator", "as saved")
