@@ -78,7 +78,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )  # fmt: skip
     ahead.add_argument(
         "--suggest", action="store_true",
-        help="search meshes, rematerialization and micro-batches for the last stage",
+        help="search meshes, ZeRO, rematerialization and micro-batches for the last stage",
     )  # fmt: skip
     several = parser.add_argument_group(
         "several processes", "found out on Cloud TPU VMs and of SLURM tasks; elsewhere all three"

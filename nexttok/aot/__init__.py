@@ -29,7 +29,7 @@ class Request:
       slices: how many such slices are joined.
       programs: names of what is compiled, such as "generator" and "sampler"; () for everything.
       per_device: examples of a step for every device, in place of the config's batch; 0 for that.
-      suggest: search meshes, rematerialization and micro-batches of the last stage.
+      suggest: search meshes, ZeRO stages, rematerialization and micro-batches of the last stage.
     """
 
     topologies: tuple[str, ...] = ()
