@@ -11,10 +11,9 @@ import math
 import re
 from collections.abc import Iterator
 
+from nexttok.aot.text import Instruction, instruction
 from nexttok.flops import attention, meetings
 
-# Bits of the types whose names do not tell them.
-BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast",
@@ -27,46 +26,6 @@ FREE = (
 SLICES = ("dynamic-slice", "slice", "gather")
 GOES_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')  # -1 where it starts
 BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')  # of what the host sends
-ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """An array of a program: element type, sizes, and whether it lives in high-bandwidth memory."""
-
-    kind: str
-    sizes: tuple[int, ...]
-    remote: bool
-
-    @property
-    def bytes(self) -> float:
-        """Its size."""
-        bits = BITS.get(self.kind)
-        if bits is None:  # f32, s4, f8e4m3fn, ...
-            bits = int(re.match(r"[a-z]+(\d+)", self.kind)[1])
-        return bits / 8 * math.prod(self.sizes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation; a tuple has several shapes."""
-
-    name: str
-    shapes: tuple[Shape, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    argument: str
-    attributes: str
-
-    def called(self, *keys: str) -> list[str]:
-        """Names of computations under attributes such as body=."""
-        found = []
-        for key in keys:
-            for one, several in re.findall(
-                rf"\b{key}=(?:%([\w.\-]+)|\{{([^}}]*)\}})", self.attributes
-            ):
-                found += [one] if one else re.findall(r"%([\w.\-]+)", several)
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,41 +64,6 @@ class Costs:
     bytes: float
     collectives: tuple[Collective, ...]
     unknown_loops: int
-
-
-def _balanced(text: str, start: int) -> int:
-    """Index just past the bracket that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += text[i] in "([{"
-        depth -= text[i] in ")]}"
-        if not depth:
-            return i + 1
-    raise ValueError(f"unbalanced brackets in {text[:80]!r}")
-
-
-def shapes_of(text: str) -> tuple[Shape, ...]:
-    """Arrays in the text of a type; memory space 0 is high-bandwidth memory."""
-    found = []
-    for kind, sizes, layout in ARRAY.findall(text):
-        space = re.search(r"S\((\d+)\)", layout)
-        sizes = tuple(int(s) for s in sizes.split(",") if s)
-        found.append(Shape(kind, sizes, not space or space[1] == "0"))
-    return tuple(found)
-
-
-def instruction(line: str) -> Instruction | None:
-    """Reads "%name = type opcode(operands), attributes"; None for another line."""
-    head, equals, rest = line.strip().removeprefix("ROOT ").partition(" = ")
-    if not equals or not head.startswith("%"):
-        return None
-    end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
-    kinds, rest = rest[:end], rest[end:].strip()
-    open_ = rest.find("(")
-    close = _balanced(rest, open_)
-    argument = rest[open_ + 1 : close - 1]
-    operands = tuple(re.findall(r"%([\w.\-]+)", argument))
-    return Instruction(head[1:], shapes_of(kinds), rest[:open_], operands, argument, rest[close:])
 
 
 class Program:
@@ -207,19 +131,39 @@ class Program:
                     yield from self._runs(called, times, inside)
 
     def _rounds(self, loop: Instruction) -> int | None:
-        """Rounds of a loop: as XLA states them, or the bound of its counter."""
+        """Rounds of a loop: as XLA states them, or by the bound and the steps of its counter."""
         stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if stated:
             return int(stated[1])
-        (condition,) = loop.called("condition")
-        here, root = self.computations[condition], self.roots[condition]
-        while root.opcode == "fusion":  # a comparison that was fused
-            (inner,) = root.called("calls")
-            here, root = here | self.computations[inner], self.roots[inner]
-        bounds = [int(x.argument) for x in here.values()
-                  if x.opcode == "constant" and re.fullmatch(r"\d+", x.argument)]  # fmt: skip
-        fits = root.opcode == "compare" and "direction=LT" in root.attributes
-        return bounds[0] if fits and len(bounds) == 1 else None
+        (condition,), (body,) = loop.called("condition"), loop.called("body")
+        test, *sides = self._expression(condition, self.roots[condition].name)
+        if test.opcode != "compare" or "direction=LT" not in test.attributes or len(sides) != 2:
+            return None
+        counter, bound = sides
+        if counter.opcode != "get-tuple-element" or bound.opcode != "constant":
+            return None
+        place = int(re.search(r"\bindex=(\d+)", counter.attributes)[1])
+        grown, *terms = self._expression(body, self.roots[body].operands[place])
+        steps = [int(x.argument) for x in terms if x.opcode == "constant"]
+        if grown.opcode != "add" or len(steps) != 1 or steps[0] < 1:
+            return None
+        return -(-int(bound.argument) // steps[0])
+
+    def _expression(self, name: str, of: str) -> list[Instruction]:
+        """An instruction of a computation and its operands, each as it is outside of fusions."""
+
+        def found(name, of, given):
+            x = self.computations[name][of]
+            if x.opcode == "parameter" and given is not None:
+                return given[int(x.argument)]
+            if x.opcode == "fusion":
+                (inner,) = x.called("calls")
+                outer = [found(name, o, given) for o in x.operands]
+                return found(inner, self.roots[inner].name, outer)
+            return x, name, given
+
+        x, name, given = found(name, of, None)
+        return [x, *(found(name, o, given)[0] for o in x.operands)]
 
     def _moved(self, x: Instruction, here: dict[str, Instruction]) -> float:
         """Bytes of high-bandwidth memory that an instruction reads and writes."""

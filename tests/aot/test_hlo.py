@@ -45,6 +45,49 @@ def test_a_loop_costs_its_rounds(rounds):
     assert gather.bytes == rounds * 3 * (32 * 8 * 4)  # of w, to the three other devices
 
 
+LOOP = """
+%next (n: u32[], step: u32[]) -> u32[] {
+  %n = u32[] parameter(0)
+  %step = u32[] parameter(1)
+  ROOT %more = u32[] add(%n, %step)
+}
+
+%body (s: (f32[8,8], u32[])) -> (f32[8,8], u32[]) {
+  %s = (f32[8,8]{1,0}, u32[]) parameter(0)
+  %x = f32[8,8]{1,0} get-tuple-element(%s), index=0
+  %i = u32[] get-tuple-element(%s), index=1
+  %step = u32[] constant(STEP)
+  %j = u32[] NEXT
+  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %out = (f32[8,8]{1,0}, u32[]) tuple(%y, %j)
+}
+
+%below (s: (f32[8,8], u32[])) -> pred[] {
+  %s = (f32[8,8]{1,0}, u32[]) parameter(0)
+  %i = u32[] get-tuple-element(%s), index=1
+  %most = u32[] constant(7)
+  ROOT %less = pred[] compare(%i, %most), direction=LT
+}
+
+ENTRY %main (s: (f32[8,8], u32[])) -> (f32[8,8], u32[]) {
+  %s = (f32[8,8]{1,0}, u32[]) parameter(0)
+  ROOT %end = (f32[8,8]{1,0}, u32[]) while(%s), condition=%below, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize("made", ["add(%i, %step)", "fusion(%i, %step), kind=kLoop, calls=%next"])
+@pytest.mark.parametrize(("step", "rounds"), [(1, 7), (2, 4), (8, 1)])
+def test_a_loop_that_XLA_does_not_count_runs_by_the_steps_of_its_counter(made, step, rounds):
+    costs = hlo.parse(LOOP.replace("STEP", str(step)).replace("NEXT", made))
+    assert (costs.flops, costs.unknown_loops) == (rounds * 2 * 8**3, 0)
+
+
+def test_a_loop_whose_counter_is_multiplied_counts_once_and_is_told():
+    costs = hlo.parse(LOOP.replace("STEP", "2").replace("NEXT", "multiply(%i, %step)"))
+    assert (costs.flops, costs.unknown_loops) == (2 * 8**3, 1)
+
+
 TPU = """
 %take (p: f32[12,256,128], i: s32[]) -> f32[256,128] {
   %p = f32[12,256,128]{2,1,0:T(8,128)} parameter(0)
