@@ -167,31 +167,36 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 
-def param_shardings(mesh: Mesh, tree: Any) -> Any:
-    """NamedSharding of every leaf of parameters, or of optimizer state that mirrors them.
+def param_spec(mesh: Any, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """Where a parameter of this path and shape lies on a mesh.
 
     The fsdp axis only says where parameters lie, so that arrays of less than SMALL numbers stay
     whole where it does not divide them.
 
     Raises:
       ConfigError: a dimension of another array does not divide over its mesh axes.
-      ValueError: a parameter that the tables do not place.
+      ValueError: the tables do not place it.
     """
+    spec = list(spec_of(axes_of(name, shape)))
+    for i, (size, entry) in enumerate(zip(shape, spec, strict=True)):
+        names = (entry,) if isinstance(entry, str) else (entry or ())
+        ways = int(np.prod([mesh.shape[n] for n in names]))
+        if size % ways and entry == "fsdp" and np.prod(shape) < SMALL:
+            spec[i] = None
+        elif size % ways:
+            raise ConfigError(
+                f"config.mesh.{names[0]} = {mesh.shape[names[0]]}: expected a divisor of "
+                f"{size}, a dimension of parameter {name} {tuple(shape)}"
+            )
+    return PartitionSpec(*spec)
+
+
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
+    """NamedSharding of every leaf of parameters, or of optimizer state that mirrors them; raises
+    what `param_spec` does."""
 
     def place(path, leaf):
-        name = path_name(path)
-        spec = list(spec_of(axes_of(name, leaf.shape)))
-        for i, (size, entry) in enumerate(zip(leaf.shape, spec, strict=True)):
-            names = (entry,) if isinstance(entry, str) else (entry or ())
-            ways = int(np.prod([mesh.shape[n] for n in names]))
-            if size % ways and entry == "fsdp" and np.prod(leaf.shape) < SMALL:
-                spec[i] = None
-            elif size % ways:
-                raise ConfigError(
-                    f"config.mesh.{names[0]} = {mesh.shape[names[0]]}: expected a divisor of "
-                    f"{size}, a dimension of parameter {name} {tuple(leaf.shape)}"
-                )
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, param_spec(mesh, path_name(path), leaf.shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -240,22 +245,23 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def placed(x: Array, axes: tuple[str | None, ...], back: tuple[str | None, ...]) -> Array:
-    """Places an array by its logical axes, and its gradient by others."""
-    return constrain(x, *axes)
+def placed(x: Array, spec: PartitionSpec, back: PartitionSpec) -> Array:
+    """An array of any shape, placed by one spec on the mesh in use; its gradient by another."""
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gradient_placed(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """The array itself, whose gradient is placed by its logical axes."""
+def gradient_placed(x: Array, spec: PartitionSpec) -> Array:
+    """The array itself, of any shape, whose gradient is placed by a spec."""
     return x
 
 
 placed.defvjp(
-    lambda x, axes, back: (constrain(x, *axes), None),
-    lambda axes, back, _, gradient: (constrain(gradient, *back),),
+    lambda x, spec, back: (jax.lax.with_sharding_constraint(x, spec), None),
+    lambda spec, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
 )
 # the array must come out as it went in: of what scans over layers, only that is not saved twice
 gradient_placed.defvjp(
-    lambda x, axes: (x, None), lambda axes, _, gradient: (constrain(gradient, *axes),)
+    lambda x, spec: (x, None),
+    lambda spec, _, gradient: (jax.lax.with_sharding_constraint(gradient, spec),),
 )

@@ -114,7 +114,7 @@ def test_every_context_trains_alike_on_every_mesh(name, sizes):
     )  # fmt: skip
 
 
-def step_of(name, **backbone):
+def step_of(name, sizes=(2, 2, 2, 1, 1), **backbone):
     """Loss and gradients under dropout, compiled for 8 devices; the parameters of an example."""
     gen = generators.make(name, vocab=8, **backbone)
     params, tokens = generators.redrawn(gen), generators.random_tokens(gen.spec, 8)
@@ -123,7 +123,7 @@ def step_of(name, **backbone):
     def loss(params):
         return gen.loss(params, tokens, label, jax.random.key(3))[0].mean()
 
-    mesh = make_mesh(MeshConfig(2, 2, 2, 1, 1))
+    mesh = make_mesh(MeshConfig(*sizes))
     with use_mesh(mesh):
         places = param_shardings(mesh, params)
         run = jax.jit(jax.value_and_grad(loss), out_shardings=(None, places))
@@ -131,9 +131,14 @@ def step_of(name, **backbone):
         return run.lower(params).compile(), params
 
 
-@pytest.mark.parametrize("name", ["llamagen", "var", "arpg", "qk_norm_rms"])
-def test_parameters_gathered_at_once_teach_the_same(name):
-    (late, given), (early, _) = (step_of(name, zero=zero, dropout=0.2) for zero in (3, 2))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("llamagen", {}), ("var", {}), ("arpg", {}), ("qk_norm_rms", {}),
+     ("flextok", dict(sizes=(1, 8, 1, 1, 1), width=20, head_dim=4))],  # 8 does not divide 20
+    ids=str,
+)  # fmt: skip
+def test_parameters_gathered_at_once_teach_the_same(name, options):
+    (late, given), (early, _) = (step_of(name, zero=z, dropout=0.2, **options) for z in (3, 2))
     expected, got = jax.device_get((late(given), early(given)))
     largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
     jax.tree.map(

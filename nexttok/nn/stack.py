@@ -5,9 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from nexttok.mesh import axes_of, gradient_placed, path_name, placed
+from nexttok.mesh import gradient_placed, param_spec, path_name, placed
 
 ZERO = (2, 3)  # stages of ZeRO that a stack knows
 
@@ -23,12 +24,13 @@ def scanned(
       config: `remat` (rematerialize each block in the backward pass), `unroll` (blocks per scan
         iteration), `zero` and `dtype`. zero=3: a block's matrices are gathered over the fsdp axis
         when it uses them, and again in the backward pass. zero=2: those of all blocks are gathered
-        at once, in the compute dtype, and stay until the step ends; their gradients are still
-        reduced to where the parameters lie (Rajbhandari et al., "ZeRO: Memory Optimizations Toward
-        Training Trillion Parameter Models", 2020).
+        at once, in the compute dtype, and stay to the end of a step's (micro-)batch; their
+        gradients are still reduced to where the parameters lie (Rajbhandari et al., "ZeRO: Memory
+        Optimizations Toward Training Trillion Parameter Models", 2020).
       initializing: parameters are made, not used.
     """
-    early = config.zero == 2 and not initializing
+    mesh = jax.sharding.get_abstract_mesh()
+    early = config.zero == 2 and not initializing and not mesh.empty and mesh.shape["fsdp"] > 1
     if early:
         block = nn.map_variables(block, "params", _reduce)
     layers = nn.scan(
@@ -48,10 +50,11 @@ def _gather(dtype: str, stack: Any) -> Any:
     """All blocks' matrices, whole over the fsdp axis; their gradients stay divided."""
 
     def whole(path, x: Array):
-        axes = axes_of("/blocks/" + path_name(path), x.shape)
-        if "embed" not in axes:
+        spec = _spec("/blocks/" + path_name(path), x)
+        if "fsdp" not in spec:
             return x
-        return placed(x.astype(dtype), tuple(None if a == "embed" else a for a in axes), axes)
+        gathered = PartitionSpec(*(None if entry == "fsdp" else entry for entry in spec))
+        return placed(x.astype(dtype), gathered, spec)
 
     return jax.tree_util.tree_map_with_path(whole, stack)
 
@@ -60,7 +63,11 @@ def _reduce(block: Any) -> Any:
     """One block's matrices as they are; their gradients are divided over the fsdp axis."""
 
     def divided(path, x: Array):
-        axes = axes_of(path_name(path), x.shape)
-        return gradient_placed(x, axes) if "embed" in axes else x
+        spec = _spec(path_name(path), x)
+        return gradient_placed(x, spec) if "fsdp" in spec else x
 
     return jax.tree_util.tree_map_with_path(divided, block)
+
+
+def _spec(name: str, x: Array) -> PartitionSpec:
+    return param_spec(jax.sharding.get_abstract_mesh(), name, x.shape)
